@@ -1,0 +1,73 @@
+"""The log's tables, as numbered migrations. A released entry never changes; a change is a new entry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+APPLICATION_ID = 0x53464F54  # "SFOT", shown by file(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """One component's tables: migration N brings version N to N + 1."""
+
+    component: str
+    migrations: tuple[str, ...]
+
+    @property
+    def version(self) -> int:
+        """What this code reads and writes."""
+        return len(self.migrations)
+
+
+STORAGE = Schema(
+    "storage",
+    (
+        """
+        CREATE TABLE workspace (
+            id INTEGER PRIMARY KEY CHECK (id = 1),
+            uuid TEXT NOT NULL,
+            created_at REAL NOT NULL,
+            epoch TEXT NOT NULL,           -- boot and filesystem: equal means that the page cache survived
+            checkpointed_seq INTEGER NOT NULL DEFAULT 0  -- files of transactions up to here are durable
+        );
+        -- One row for each commit. status: 1 committed, 4 blocked (files not all in place), 9 void.
+        CREATE TABLE txn (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            txid TEXT NOT NULL UNIQUE,
+            batch INTEGER NOT NULL,        -- transactions that shared one barrier
+            status INTEGER NOT NULL,
+            label TEXT NOT NULL,
+            at REAL NOT NULL,              -- seconds since 1970; for people, never for decisions
+            cause TEXT NOT NULL DEFAULT ''
+        );
+        CREATE TABLE file_op (
+            seq INTEGER NOT NULL REFERENCES txn (seq),
+            idx INTEGER NOT NULL,
+            path BLOB NOT NULL,
+            old_kind TEXT NOT NULL, old_mode INTEGER, old_size INTEGER, old_digest BLOB,
+            old_ino INTEGER, old_mtime_ns INTEGER,
+            new_kind TEXT NOT NULL, new_mode INTEGER, new_size INTEGER, new_digest BLOB,
+            stage TEXT NOT NULL, stage_ino INTEGER NOT NULL, stage_mtime_ns INTEGER NOT NULL,
+            kept INTEGER NOT NULL,
+            uid INTEGER NOT NULL, gid INTEGER NOT NULL, xattrs TEXT NOT NULL,
+            PRIMARY KEY (seq, idx)
+        ) WITHOUT ROWID;
+        CREATE TABLE blob (
+            digest BLOB PRIMARY KEY,       -- sha256
+            size INTEGER NOT NULL,
+            data BLOB                      -- NULL: the content is a file in blobs/
+        );
+        -- What somebody else had written where a commit put its own version: kept, never dropped.
+        CREATE TABLE foreign_edit (
+            id INTEGER PRIMARY KEY,
+            seq INTEGER NOT NULL,
+            path BLOB NOT NULL,
+            kept_as TEXT NOT NULL,         -- below .surefoot/conflicts; '' where the path itself kept it
+            found TEXT NOT NULL,
+            at REAL NOT NULL,
+            UNIQUE (seq, path, kept_as)
+        );
+        """,
+    ),
+)

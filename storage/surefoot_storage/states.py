@@ -1,0 +1,138 @@
+"""What a path is, was, and shall be. Pure values: the words that log, commit and recovery share."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from . import fsops
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """There is nothing at the path."""
+
+    def __str__(self) -> str:
+        return "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """A directory; its content is other paths' business."""
+
+    mode: int
+
+    def __str__(self) -> str:
+        return f"a directory (mode {self.mode:o})"
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A regular file, by content and mode."""
+
+    digest: bytes  # sha256
+    size: int  # bytes
+    mode: int
+
+    def __str__(self) -> str:
+        return f"a file of {self.size} bytes (sha256 {self.digest.hex()[:12]}, mode {self.mode:o})"
+
+
+State: TypeAlias = "Absent | Directory | File"
+ABSENT = Absent()
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """How a file looked to stat: cheap to compare, and different after any change.
+
+    `ctime_ns` is only meaningful between two looks with none of our own renames in between
+    (an exchange changes it on ext4, btrfs and tmpfs).
+    """
+
+    ino: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    mode: int
+    uid: int
+    gid: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> Stamp:
+        """From a stat result."""
+        return cls(
+            found.st_ino,
+            found.st_size,
+            found.st_mtime_ns,
+            found.st_ctime_ns,
+            stat.S_IMODE(found.st_mode),
+            found.st_uid,
+            found.st_gid,
+        )
+
+    def same_content(self, other: Stamp) -> bool:
+        """Whether the same inode still holds the same bytes, even if it was renamed in between."""
+        return (self.ino, self.size, self.mtime_ns) == (other.ino, other.size, other.mtime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One path as it was read: what a transaction builds on and what its commit checks again."""
+
+    path: str
+    state: State
+    stamp: Stamp | None = None
+    data: bytes = b""
+    xattrs: dict[str, bytes] = field(default_factory=dict)
+    racy: bool = False  # changed so shortly before that an equal stamp proves nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One path's change as the log records it: enough to finish it after any crash."""
+
+    path: str
+    old: State
+    new: State
+    old_stamp: Stamp | None = None
+    stage: str = ""  # name in stage/: the new version before the swap, the old one after it
+    stage_ino: int = 0
+    stage_mtime_ns: int = 0
+    kept: bool = False  # keep/ holds a second name of the new version (large contents)
+    uid: int = -1  # owner of the new file; -1 is whoever commits
+    gid: int = -1
+    xattrs: dict[str, bytes] = field(default_factory=dict)
+
+
+def digest_of(data: bytes) -> bytes:
+    """sha256."""
+    return hashlib.sha256(data).digest()
+
+
+def snapshot_of(
+    path: str,
+    found: os.stat_result | None,
+    data: bytes = b"",
+    *,
+    xattrs: dict[str, bytes] | None = None,
+    fine_stamps: bool,
+) -> Snapshot:
+    """The snapshot of a path that is missing, a directory or a regular file."""
+    if found is None:
+        return Snapshot(path, ABSENT)
+    stamp = Stamp.of(found)
+    if fsops.is_directory(found):
+        return Snapshot(path, Directory(stamp.mode), stamp)
+    state = File(digest_of(data), len(data), stamp.mode)
+    racy = not fine_stamps and time.time_ns() - stamp.ctime_ns < _RACY_NS
+    return Snapshot(path, state, stamp, data, xattrs or {}, racy)
+
+
+# git's rule for "racily clean" index entries: within one tick of the coarsest clock in use
+# (2 s, FAT) a second change can leave the stamp as it was.
+_RACY_NS = 2_000_000_000

@@ -1,0 +1,179 @@
+"""The workspace's files as a transaction sees them: resolved beneath the root, refused where unsafe."""
+
+from __future__ import annotations
+
+import errno
+import os
+from types import TracebackType
+
+from . import fsops
+from .errors import PathRefused, UnreadableFile, os_error_text
+from .fsops import FsOps
+from .paths import leaf_of, parent_of
+from .recipes import Recipe
+from .states import Snapshot, snapshot_of
+
+
+class Tree:
+    """Look-ups beneath one root directory. Holds no state but the root's descriptor."""
+
+    def __init__(self, fs: FsOps, root: int, recipe: Recipe) -> None:
+        self.fs = fs
+        self.root = root
+        self.recipe = recipe
+
+    def parents(self) -> Parents:
+        """A cache of directory descriptors for one phase; close it at its end."""
+        return Parents(self)
+
+    def open_parent(self, path: str, *, operation: str) -> int | None:
+        """Descriptor of the directory that holds `path`; None where it does not exist.
+
+        Raises:
+            PathRefused: a symlink, a file or a mount point is on the way.
+        """
+        try:
+            return self.fs.open_dir(self.root, parent_of(path))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _way_refused(operation, path, error) from error
+
+    def load(self, path: str, *, operation: str = "read", parents: Parents | None = None) -> Snapshot:
+        """The path as it is now, with content where it is a file.
+
+        Raises:
+            PathRefused: it is a symlink, a pipe, socket or device, or the way to it is unsafe.
+            UnreadableFile: the permissions do not allow it, or it never stops changing.
+        """
+        with parents or self.parents() as dirs:
+            directory = dirs.get(path, operation=operation)
+            if directory is None:
+                return self._snapshot(path, None)
+            name = leaf_of(path)
+            found = self.fs.lstat(directory, name)
+            if found is None or fsops.is_directory(found):
+                return self._snapshot(path, found)
+            refuse_special(operation, path, found)
+            try:
+                data, found = self.fs.read(directory, name)
+            except OSError as error:
+                raise _unreadable(operation, path, error) from error
+            return self._snapshot(path, found, data, self.fs.xattrs(directory, name))
+
+    def _snapshot(
+        self,
+        path: str,
+        found: os.stat_result | None,
+        data: bytes = b"",
+        xattrs: dict[str, bytes] | None = None,
+    ) -> Snapshot:
+        return snapshot_of(path, found, data, xattrs=xattrs, fine_stamps=self.recipe.fine_stamps)
+
+    def kind(self, path: str) -> str:
+        """`file`, `directory`, `other` or `nothing`, without reading it."""
+        directory = self.open_parent(path, operation="look at")
+        if directory is None:
+            return "nothing"
+        try:
+            found = self.fs.lstat(directory, leaf_of(path))
+        finally:
+            self.fs.close(directory)
+        if found is None:
+            return "nothing"
+        return "file" if fsops.is_regular(found) else "directory" if fsops.is_directory(found) else "other"
+
+    def names(self, path: str, *, operation: str = "list") -> tuple[str, ...] | None:
+        """The names in a directory (`""` is the root), sorted; None where there is no such directory."""
+        try:
+            with self.fs.opened_dir(self.root, path) as directory:
+                return tuple(self.fs.names(directory))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _way_refused(operation, f"{path}/*", error) from error
+
+
+class Parents:
+    """Open parent directories, by path, for the length of one phase."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._fds: dict[str, int | None] = {}
+        self._depth = 0
+
+    def get(self, path: str, *, operation: str = "read") -> int | None:
+        """The directory that holds `path`, None where it does not exist."""
+        key = parent_of(path)
+        if key not in self._fds:
+            self._fds[key] = self._tree.open_parent(path, operation=operation)
+        return self._fds[key]
+
+    def need(self, path: str) -> int:
+        """The same, where it must exist."""
+        fd = self.get(path, operation="write")
+        if fd is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), parent_of(path))
+        return fd
+
+    def forget(self, directory: str) -> None:
+        """After the directory was made or removed."""
+        fd = self._fds.pop(directory, None)
+        if fd is not None:
+            self._tree.fs.close(fd)
+
+    def still_there(self, path: str) -> bool:
+        """Whether the way to `path` still leads to the directory that is held open."""
+        held = self.need(path)
+        try:
+            with self._tree.fs.opened_dir(self._tree.root, parent_of(path)) as again:
+                now, then = self._tree.fs.fstat(again), self._tree.fs.fstat(held)
+        except OSError:
+            return False
+        return (now.st_dev, now.st_ino) == (then.st_dev, then.st_ino)
+
+    def __enter__(self) -> Parents:
+        self._depth += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            for directory in list(self._fds):
+                self.forget(directory)
+
+
+def refuse_special(operation: str, path: str, found: os.stat_result) -> None:
+    """Only regular files are read and replaced; a link is not followed, a device not written through."""
+    if not fsops.is_regular(found):
+        raise PathRefused(
+            operation,
+            path,
+            expected="a regular file",
+            found=fsops.kind_name(found),
+            hint="name the real file; Surefoot neither follows nor replaces links and devices",
+        )
+
+
+def _way_refused(operation: str, path: str, error: OSError) -> Exception:
+    found = {
+        errno.ELOOP: "a symlink on the way",
+        errno.EXDEV: "a mount point or a way out on the way",
+        errno.ENOTDIR: "a file where a directory is needed",
+        errno.ENAMETOOLONG: "a name that is too long for this filesystem",
+    }.get(error.errno or 0)
+    if found is None:
+        return _unreadable(operation, path, error)
+    return PathRefused(operation, path, expected="plain directories down from the workspace", found=found)
+
+
+def _unreadable(operation: str, path: str, error: OSError) -> UnreadableFile:
+    return UnreadableFile(
+        operation,
+        path,
+        expected="a file that this user may read",
+        found=os_error_text(error),
+        hint="check the permissions" if error.errno in (errno.EACCES, errno.EPERM) else "",
+    )
