@@ -1,0 +1,92 @@
+"""Surefoot: workflows whose steps land completely or not at all.
+
+The one public door. `surefoot_storage` is the ground floor below it, `surefoot_steps` holds
+ready-made steps; both may be imported, but what most programs need is here.
+"""
+
+from surefoot_storage import (
+    CommitOutcomeUnknown,
+    Conflict,
+    FsOps,
+    IncompatibleOperations,
+    InputError,
+    PathRefused,
+    SurefootError,
+    TransactionClosed,
+    UnreadableFile,
+    WorkspaceBlocked,
+    WorkspaceBusy,
+    WorkspaceError,
+    WorkspacePoisoned,
+    WorkspaceUnusable,
+)
+
+from .clock import Clock, SystemClock
+from .declare import Done, Effect, Next, Step, Workflow
+from .engine import Engine
+from .errors import (
+    CommandFailed,
+    DeclarationError,
+    InputRefused,
+    LoadError,
+    RunRefused,
+    StepReturnRefused,
+    TemplateRefused,
+    TransitionFailed,
+    UndeclaredRead,
+    UnknownRun,
+)
+from .model import Committed, Failure, Run, RunResult, RunState, TransitionResult
+from .pending import Pending
+from .preview import FileChange, Preview
+from .retry import Retry
+from .transaction import Files, Transaction
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Clock",
+    "CommandFailed",
+    "CommitOutcomeUnknown",
+    "Committed",
+    "Conflict",
+    "DeclarationError",
+    "Done",
+    "Effect",
+    "Engine",
+    "Failure",
+    "FileChange",
+    "Files",
+    "FsOps",
+    "IncompatibleOperations",
+    "InputError",
+    "InputRefused",
+    "LoadError",
+    "Next",
+    "PathRefused",
+    "Pending",
+    "Preview",
+    "Retry",
+    "Run",
+    "RunRefused",
+    "RunResult",
+    "RunState",
+    "Step",
+    "StepReturnRefused",
+    "SurefootError",
+    "SystemClock",
+    "TemplateRefused",
+    "Transaction",
+    "TransactionClosed",
+    "TransitionFailed",
+    "TransitionResult",
+    "UndeclaredRead",
+    "UnknownRun",
+    "UnreadableFile",
+    "Workflow",
+    "WorkspaceBlocked",
+    "WorkspaceBusy",
+    "WorkspaceError",
+    "WorkspacePoisoned",
+    "WorkspaceUnusable",
+]

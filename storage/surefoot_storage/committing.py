@@ -26,7 +26,7 @@ from .errors import CommitFailed, Conflict, WorkspaceBlocked
 from .fsops import FsOps
 from .layout import Layout
 from .paths import CONTROL_DIR, leaf_of
-from .plan import plan
+from .plan import Plan, plan
 from .recipes import Recipe
 from .rollforward import KeepForeign, Outcome, RollForward, keep_conflict
 from .staging import Staged, Stager
@@ -103,10 +103,14 @@ class Committer:
 
     # --- stage, check, log ---
 
+    def plan(self, tx: FileTransaction) -> Plan:
+        """What the transaction does on disk."""
+        return plan(tx, self._tree, umask=self._umask)
+
     @contextlib.contextmanager
     def staged(self, tx: FileTransaction) -> Iterator[Staged]:
         """The staged transaction; taken back unless the log holds it, or may hold it."""
-        planned = plan(tx, self._tree, umask=self._umask)
+        planned = self.plan(tx)
         staged = self._stager.stage(planned)
         try:
             yield staged

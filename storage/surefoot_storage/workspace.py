@@ -21,6 +21,7 @@ from .errors import CommitOutcomeUnknown, WorkspacePoisoned
 from .fsops import FsOps
 from .layout import DAMAGED, DATABASE, Layout
 from .paths import CONTROL_DIR
+from .plan import Plan
 from .recipes import Recipe, RecipeName, probe
 from .schema import STORAGE, Schema
 from .staging import Stager
@@ -196,6 +197,15 @@ class Workspace:
         """A new transaction; nothing happens until it is committed."""
         self._check_alive()
         return FileTransaction(self._tree, self._new_id(), label=label)
+
+    def plan(self, tx: FileTransaction) -> Plan:
+        """What a commit would do on disk, refused where the commit would refuse it. Changes nothing.
+
+        Raises:
+            PathRefused, IncompatibleOperations, UnreadableFile: it could not be committed.
+        """
+        self._check_alive()
+        return self._committer.plan(tx)
 
     def commit(self, tx: FileTransaction) -> Commit:
         """All of it, files and rows, or nothing. When this returns it is durable.

@@ -1,0 +1,395 @@
+"""One transition, phase by phase: read, prepare, commit. Telling others and going on come after it.
+
+Sync bodies run in a worker thread that cannot be stopped: on timeout or cancellation their transaction
+is fenced, so that whatever they still do can never be committed, and they are counted until they end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import traceback as tracebacks
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import anyio
+from anyio import CapacityLimiter, to_thread
+from anyio.abc import TaskGroup
+from pydantic import BaseModel
+
+from surefoot_storage import (
+    Commit,
+    CommitOutcomeUnknown,
+    Conflict,
+    FileTransaction,
+    InputError,
+    Statement,
+    SurefootError,
+    Workspace,
+    WorkspaceBlocked,
+    WorkspacePoisoned,
+)
+
+from . import machine, rows, templates
+from .clock import Clock
+from .declare import Step, Workflow
+from .errors import DeclarationError
+from .log import logger
+from .model import Failure, Outcome, Run, RunState, TransitionResult
+from .transaction import Transaction
+
+T = TypeVar("T")
+
+CONFLICT_RERUNS_MAX = 5
+_CONFLICT_WAIT_S = 0.02
+ABANDONED_BODIES_MAX = 8
+_TRACEBACK_CHARS_MAX = 20_000
+
+
+class StepTimedOut(Exception):  # noqa: N818 - reads as what happened, in the run's history
+    """An attempt took longer than its step's `timeout_s`."""
+
+
+class StepCancelled(Exception):  # noqa: N818 - as above
+    """The task that ran an attempt was cancelled."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A run after something was done to it."""
+
+    run: Run
+    result: TransitionResult
+
+
+class Executor:
+    """Carries out transitions. Needs a task group that outlives every caller, for commits."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        clock: Clock,
+        random: Callable[[], float],
+        tasks: TaskGroup,
+        *,
+        threads_max: int,
+    ) -> None:
+        self._workspace = workspace
+        self._clock = clock
+        self._random = random
+        self._tasks = tasks
+        self._bodies = CapacityLimiter(threads_max)
+        self._abandoned: set[str] = set()
+        self._named_locks: dict[str, anyio.Lock] = {}
+        self.closing = False
+        self.cancel_requested: set[str] = set()
+
+    # --- one transition ---
+
+    async def transition(self, run: Run, workflow: Workflow) -> Moved:
+        """Tries the due step once; a conflict with somebody else's change is tried again at once."""
+        assert run.step is not None
+        step = workflow.steps.get(run.step)
+        if step is None:
+            known = ", ".join(workflow.steps) or "none"
+            error = DeclarationError(
+                "follow", f"{run.workflow}/{run.step}", expected=f"one of its steps: {known}", found="no such step",
+                hint="the workflow has changed since; give the step its old name back, or cancel the run",
+            )  # fmt: skip
+            return await self._fail(run, None, error)
+        async with self._holding(step.locks):
+            return await self._until_no_conflict(run, workflow, step)
+
+    async def _until_no_conflict(self, run: Run, workflow: Workflow, step: Step[..., Any]) -> Moved:
+        log = logger(run=run.id, step=step.name)
+        first = True
+        for rerun in range(CONFLICT_RERUNS_MAX + 1):
+            tx = self._begin(run, workflow, step)
+            try:
+                return await self._attempt(run, workflow, step, tx, record=first)
+            except Conflict as error:
+                if rerun == CONFLICT_RERUNS_MAX:
+                    return await self._fail(run, step, error)
+                log.info("transition.conflict", rerun=rerun + 1, path=error.subject, found=error.found)
+                await anyio.sleep(_CONFLICT_WAIT_S * (rerun + 1) * (0.5 + self._random()))
+            except WorkspaceBlocked as error:
+                return Moved(run, self.blocked(run, error))
+            except (CommitOutcomeUnknown, WorkspacePoisoned):
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever a step raises is the run's failure
+                return await self._fail(run, step, error)
+            except anyio.get_cancelled_exc_class():
+                await self._after_cancel(run, tx)
+                raise
+            first = False
+        raise AssertionError("unreachable")
+
+    def _begin(self, run: Run, workflow: Workflow, step: Step[..., Any]) -> Transaction:
+        files = self._workspace.begin(label=f"{run.id}/{step.name}")
+        return Transaction(
+            files,
+            run,
+            step=step.name,
+            attempt=run.failures + 1,
+            templates_dir=workflow.templates,
+            is_async=step.is_async,
+        )
+
+    async def _attempt(
+        self, run: Run, workflow: Workflow, step: Step[..., Any], tx: Transaction, *, record: bool
+    ) -> Moved:
+        given = workflow.parse_input(run.input)
+        returned = await self.prepare(run, workflow, step, tx, given, record=record)
+        next_step = step.resolve(returned)
+        after = machine.stepped(run, next_step, self._clock.now())
+        commit = await self.uninterrupted(lambda: self._commit(run, after, step, tx))
+        return Moved(after, self._report(run, after, step, commit))
+
+    # --- phases 1 and 2: read, prepare ---
+
+    async def prepare(
+        self,
+        run: Run,
+        workflow: Workflow,
+        step: Step[..., Any],
+        tx: Transaction,
+        given: BaseModel,
+        *,
+        record: bool,
+    ) -> Any:
+        """What the body returned; everything it wants is in `tx`, nothing has changed on disk."""
+
+        def read() -> None:
+            if record:
+                self._workspace.write_rows([rows.start_attempt(run, step.name, self._clock.now())], durable=False)
+            for name in step.templates:
+                templates.check(workflow.templates, name)
+            self._read_declared(run, workflow, step, tx, given)
+
+        with anyio.move_on_after(math.inf if step.timeout_s is None else step.timeout_s) as scope:
+            if step.is_async:
+                await to_thread.run_sync(read)
+                return await step.function(tx, given)
+            return await self._in_thread(tx, lambda: (read(), step.function(tx, given))[1])
+        assert scope.cancelled_caught
+        tx._end()  # noqa: SLF001 - the engine's half of the class
+        raise StepTimedOut(f"the attempt took longer than {step.timeout_s} s")
+
+    def _read_declared(
+        self, run: Run, workflow: Workflow, step: Step[..., Any], tx: Transaction, given: BaseModel
+    ) -> None:
+        total = 0
+        for view, patterns in ((tx, step.reads), (tx.workspace, step.workspace_reads)):
+            for pattern in patterns:
+                total += view._load_now(workflow.place(pattern, given, run.id))  # noqa: SLF001
+                if total > step.reads_bytes_max:
+                    raise InputError(
+                        "read",
+                        f"{step.name}/{pattern}",
+                        expected=f"at most {step.reads_bytes_max} bytes of declared reads",
+                        found=f"{total} and more",
+                        hint="narrow the pattern, or raise reads_bytes_max",
+                    )
+
+    async def _in_thread(self, tx: Transaction, body: Callable[[], T]) -> T:
+        if len(self._abandoned) >= ABANDONED_BODIES_MAX:
+            raise SurefootError(
+                "start",
+                tx.step,
+                expected=f"fewer than {ABANDONED_BODIES_MAX} step bodies that run on after their timeout",
+                found=str(len(self._abandoned)),
+                hint="call tx.check() in long loops, so that a body ends when its attempt does",
+            )
+        finished = False
+
+        def work() -> T:
+            nonlocal finished
+            try:
+                return body()
+            finally:
+                finished = True
+                self._abandoned.discard(tx.txid)
+
+        try:
+            return await to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._bodies)
+        except anyio.get_cancelled_exc_class():
+            self._abandoned.add(tx.txid)
+            if finished:
+                self._abandoned.discard(tx.txid)
+            raise
+
+    # --- phase 3: commit ---
+
+    def _commit(self, run: Run, after: Run, step: Step[..., Any], tx: Transaction) -> Commit:
+        """Files, status, history, effects and the next trigger, through one commit point."""
+        files = tx._files  # noqa: SLF001
+        statements = [
+            rows.update_run(after),
+            rows.append_audit(after, "step", step=step.name, committed=True),
+            rows.end_attempts(run.id, "committed", after.updated_at),
+        ]
+        for effect in step.effects:
+            payload = {"step": step.name, "at": after.updated_at, "files": sorted(files.wants)}
+            statements.append(
+                rows.enqueue_effect(run.key(f"{step.name}/{effect.name}"), run.id, step.name, effect.name, payload)
+            )
+        return self._commit_status(run, after, files, statements)
+
+    def _commit_status(
+        self, run: Run, after: Run, files: FileTransaction, statements: list[Statement]
+    ) -> Commit:
+        base = files.load(run.status_path)
+        if run.status and base.data != run.status.encode():
+            logger(run=run.id).warning("status.foreign_edit", path=run.status_path, found=str(base.state))
+            statements = [*statements, rows.append_audit(
+                replace(after, failure=None), f"foreign status edit replaced: {base.state}",
+                step=run.step, committed=True,
+            )]  # fmt: skip
+        files.write_bytes(run.status_path, after.status.encode())
+        files.statements.extend(statements)
+        return self._workspace.commit(files)
+
+    async def commit_status(self, run: Run, after: Run, event: str, statements: list[Statement]) -> Commit:
+        """A change of status alone: the small transaction that marks errors, retries, cancellations."""
+
+        def work() -> Commit:
+            files = self._workspace.begin(label=f"{run.id}/{event}")
+            audit = rows.append_audit(after, event, step=run.step, committed=True)
+            return self._commit_status(run, after, files, [rows.update_run(after), audit, *statements])
+
+        return await self.uninterrupted(work)
+
+    def _report(self, run: Run, after: Run, step: Step[..., Any], commit: Commit) -> TransitionResult:
+        outcome: Outcome = "committed" if commit.applied else "unapplied"
+        log = logger(run=run.id, step=step.name, txid=commit.txid)
+        log.info("transition.committed", files=len(commit.ops), next=after.step, outcome=outcome)
+        for path in commit.foreign:
+            log.warning("transition.foreign_edit", path=path)
+        return TransitionResult(
+            run_id=run.id,
+            workflow=run.workflow,
+            step=step.name,
+            outcome=outcome,
+            state=after.state,
+            attempt=run.failures + 1,
+            txid=commit.txid,
+            files=tuple(op.path for op in commit.ops),
+            next_step=after.step,
+            unapplied=commit.unapplied,
+            foreign=commit.foreign,
+        )
+
+    # --- when it does not work out ---
+
+    async def _fail(self, run: Run, step: Step[..., Any] | None, error: Exception) -> Moved:
+        now = self._clock.now()
+        failure = describe(error, run.step or "", run.failures + 1, now)
+        failures = run.failures + 1
+        retry_at = None
+        if step is not None and step.retry.allows(failures, error):
+            retry_at = now + step.retry.delay_s(failures, self._random)
+        after = machine.failed(run, failure, retry_at, now)
+        after = await self.record_failure(run, after, failure)
+        log = logger(run=run.id, step=run.step, attempt=failures)
+        log.warning("transition.failed", error=failure.error, message=failure.message, retry_at=retry_at)
+        outcome: Outcome = "failed" if retry_at is None else "retrying"
+        return Moved(
+            after,
+            TransitionResult(
+                run.id, run.workflow, run.step or "", outcome, after.state, failures, failure=failure
+            ),
+        )
+
+    async def record_failure(self, run: Run, after: Run, failure: Failure) -> Run:
+        """Marks the run; where the disk refuses even that, the attempt's row, for the next open."""
+        ended = rows.end_attempts(run.id, "failed", failure.at, failure)
+        try:
+            await self.commit_status(run, after, "failed", [ended])
+        except (CommitOutcomeUnknown, WorkspacePoisoned):
+            raise
+        except SurefootError as refused:
+            log = logger(run=run.id, step=run.step)
+            log.error("transition.error_not_recorded", error=str(refused))
+            unrecorded = rows.end_attempts(run.id, "unrecorded", failure.at, failure)
+            with contextlib.suppress(SurefootError):
+                await self.uninterrupted(lambda: self._workspace.write_rows([unrecorded], durable=False))
+            return replace(run, state=RunState.ERROR, failure=failure)
+        return after
+
+    async def _after_cancel(self, run: Run, tx: Transaction) -> None:
+        """A cancelled task is a failure of the run; a shutdown or `engine.cancel` is not."""
+        if not tx._end():  # noqa: SLF001 - its commit has begun: then it counts
+            return
+        if self.closing or run.id in self.cancel_requested:
+            outcome = "interrupted" if self.closing else "cancelled"
+            ended = rows.end_attempts(run.id, outcome, self._clock.now())
+            with contextlib.suppress(SurefootError):
+                await self.uninterrupted(lambda: self._workspace.write_rows([ended], durable=False))
+            return
+        with anyio.CancelScope(shield=True):
+            await self._fail(run, None, StepCancelled("the task that ran it was cancelled"))
+
+    def blocked(self, run: Run, error: WorkspaceBlocked) -> TransitionResult:
+        """Not tried: an earlier commit still waits for its files."""
+        attempt = run.failures + 1
+        failure = describe(error, run.step or "", attempt, self._clock.now())
+        return TransitionResult(
+            run.id, run.workflow, run.step or "", "blocked", run.state, attempt, failure=failure
+        )
+
+    # --- threads and locks ---
+
+    async def uninterrupted(self, work: Callable[[], T]) -> T:
+        """Runs `work` in a thread to its end, whatever happens to the caller; then the caller's
+        cancellation is delivered. A native asyncio cancellation would otherwise abandon the thread."""
+        done = anyio.Event()
+        outcome: list[Any] = []
+
+        async def run() -> None:
+            with anyio.CancelScope(shield=True):
+                try:
+                    outcome.extend((True, await to_thread.run_sync(work)))
+                except BaseException as error:  # noqa: BLE001 - handed to the caller below
+                    outcome.extend((False, error))
+                done.set()
+
+        self._tasks.start_soon(run)
+        cancelled: BaseException | None = None
+        while not done.is_set():
+            try:
+                with anyio.CancelScope(shield=True):
+                    await done.wait()
+            except anyio.get_cancelled_exc_class() as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+        succeeded, value = outcome
+        if not succeeded:
+            raise value
+        return value  # type: ignore[no-any-return]
+
+    @contextlib.asynccontextmanager
+    async def _holding(self, names: tuple[str, ...]) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            for name in sorted(set(names)):  # one order for all: no deadlock
+                await stack.enter_async_context(self._named_locks.setdefault(name, anyio.Lock()))
+            yield
+
+
+def describe(error: BaseException, step: str, attempt: int, at: float) -> Failure:
+    """What a run keeps of an exception. Never fails, whatever the exception's own methods do."""
+    try:
+        message = error._message() if isinstance(error, SurefootError) else str(error)  # noqa: SLF001
+        text = "".join(tracebacks.format_exception(error))
+    except Exception:  # noqa: BLE001 - a broken __str__ must not hide that the step failed
+        message, text = "(its message could not be made)", "".join(tracebacks.format_tb(error.__traceback__))
+    return Failure(
+        step=step,
+        attempt=attempt,
+        error=type(error).__name__,
+        message=message,
+        at=at,
+        hint=error.hint if isinstance(error, SurefootError) else "",
+        traceback=text[-_TRACEBACK_CHARS_MAX:],
+    )

@@ -1,0 +1,133 @@
+"""Telling others: effects from the durable outbox, at least once, in order per run, best effort."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+
+import anyio
+from anyio import to_thread
+
+from surefoot_storage import SurefootError, Workspace, WorkspacePoisoned
+
+from . import rows
+from .clock import Clock
+from .declare import Effect, Workflow
+from .log import logger
+from .model import Committed
+from .retry import EFFECT_RETRY
+from .rows import Message
+
+
+_PAUSE_S = 5.0
+
+
+class Outbox:
+    """Delivers what is due; failures are repeated with growing waits and then set aside as dead."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        workflows: Mapping[str, Workflow],
+        clock: Clock,
+        random: Callable[[], float],
+    ) -> None:
+        self._workspace = workspace
+        self._workflows = workflows
+        self._clock = clock
+        self._random = random
+        self._more = anyio.Event()
+        self._busy = anyio.Lock()
+
+    def notify(self) -> None:
+        """Something may be due."""
+        self._more.set()
+
+    async def serve(self) -> None:
+        """Until cancelled."""
+        while True:
+            self._more = anyio.Event()
+            try:
+                next_at = await self.deliver_due()
+            except WorkspacePoisoned:
+                return  # everybody else is told by their own calls
+            except SurefootError as error:  # a full disk, say: the messages are still there
+                logger().error("outbox.stopped_for_now", error=str(error))
+                next_at = self._clock.now() + _PAUSE_S
+            with anyio.move_on_after(math.inf if next_at is None else max(0.0, next_at - self._clock.now())):
+                await self._more.wait()
+
+    async def deliver_due(self, run_id: str | None = None) -> float | None:
+        """Delivers everything that is due now; returns when the next one will be, None where none waits."""
+        async with self._busy:
+            while True:
+                found = await to_thread.run_sync(rows.next_messages, self._workspace, run_id)
+                waiting = [message for message in found if message.workflow in self._workflows]
+                due = [message for message in waiting if message.next_at <= self._clock.now()]
+                if not due:
+                    return min((message.next_at for message in waiting), default=None)
+                for message in due:
+                    await self._deliver(message)
+
+    async def _deliver(self, message: Message) -> None:
+        log = logger(run=message.run_id, step=message.step, effect=message.effect, key=message.key)
+        effect: Effect | None = None
+        try:
+            effect, done = await to_thread.run_sync(self._resolve, message)
+            with anyio.fail_after(effect.timeout_s):
+                if inspect.iscoroutinefunction(effect.function):
+                    await effect.function(done)
+                else:
+                    await to_thread.run_sync(effect.function, done, abandon_on_cancel=True)
+        except Exception as error:  # noqa: BLE001 - an effect's failure never reaches the transition
+            await self._repeat_or_bury(message, effect, error)
+            return
+        log.info("effect.delivered", attempt=message.attempts + 1)
+        await self._settle(message, "delivered")
+
+    def _resolve(self, message: Message) -> tuple[Effect, Committed]:
+        run = rows.get_run(self._workspace, message.run_id)
+        workflow = self._workflows[run.workflow]
+        step = workflow.steps.get(message.step)
+        found = [effect for effect in step.effects if effect.name == message.effect] if step else []
+        if not found:
+            raise SurefootError(
+                "deliver",
+                message.key,
+                expected="the effect's function",
+                found=f"no {message.effect} at step {run.workflow}/{message.step}",
+                hint="the workflow has changed since; give the effect its old name back",
+            )
+        done = Committed(
+            run_id=run.id,
+            workflow=run.workflow,
+            step=message.step,
+            txid=message.payload["txid"],
+            key=message.key,
+            files=tuple(message.payload["files"]),
+            directory=run.directory,
+            input=workflow.parse_input(run.input),
+            at=message.payload["at"],
+            attempt=message.attempts + 1,
+        )
+        return found[0], done
+
+    async def _repeat_or_bury(self, message: Message, effect: Effect | None, error: Exception) -> None:
+        retry = effect.retry if effect else EFFECT_RETRY
+        failures = message.attempts + 1
+        cause = f"{type(error).__name__}: {error}"
+        log = logger(run=message.run_id, step=message.step, effect=message.effect, key=message.key)
+        if not retry.allows(failures, error):
+            log.error("effect.dead", attempts=failures, error=cause)
+            await self._settle(message, "dead", cause)
+            return
+        wait_s = retry.delay_s(failures, self._random)
+        log.warning("effect.failed", attempt=failures, error=cause, retry_in_s=round(wait_s, 3))
+        await self._settle(message, "pending", cause, self._clock.now() + wait_s)
+
+    async def _settle(self, message: Message, state: str, error: str = "", next_at: float = 0.0) -> None:
+        """Without a barrier: forgetting a delivery in a power cut means one more, which receivers expect."""
+        with anyio.CancelScope(shield=True):
+            statement = rows.settle_effect(message, state, error, next_at)
+            await to_thread.run_sync(lambda: self._workspace.write_rows([statement], durable=False))

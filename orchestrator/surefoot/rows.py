@@ -1,0 +1,354 @@
+"""The engine's tables. The only module of the engine that speaks SQL."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from surefoot_storage import Schema, Statement
+
+from .errors import UnknownRun
+from .model import Failure, Run, RunState
+
+SCHEMA = Schema(
+    "engine",
+    (
+        """
+        CREATE TABLE run (
+            id TEXT PRIMARY KEY,
+            workflow TEXT NOT NULL,
+            input TEXT NOT NULL,
+            directory TEXT NOT NULL,
+            state TEXT NOT NULL,
+            step TEXT,
+            position INTEGER NOT NULL,
+            failures INTEGER NOT NULL,
+            interruptions INTEGER NOT NULL,
+            next_at REAL,
+            revision INTEGER NOT NULL,
+            created_at REAL NOT NULL,
+            updated_at REAL NOT NULL,
+            last_step TEXT,
+            failure TEXT,
+            source TEXT NOT NULL,
+            status TEXT NOT NULL
+        ) WITHOUT ROWID;
+        CREATE INDEX run_due ON run (state) WHERE state IN ('running', 'waiting');
+        -- Every try at a step; written before the body runs, without a barrier.
+        CREATE TABLE attempt (
+            run_id TEXT NOT NULL,
+            position INTEGER NOT NULL,
+            number INTEGER NOT NULL,
+            step TEXT NOT NULL,
+            started_at REAL NOT NULL,
+            ended_at REAL,
+            outcome TEXT,                 -- committed, failed, …; unrecorded: failed, and the run does not say so yet
+            failure TEXT,
+            PRIMARY KEY (run_id, position, number)
+        ) WITHOUT ROWID;
+        CREATE INDEX attempt_open ON attempt (run_id) WHERE ended_at IS NULL;
+        -- Append-only: every status that a run ever had.
+        CREATE TABLE audit (
+            id INTEGER PRIMARY KEY,
+            run_id TEXT NOT NULL,
+            revision INTEGER NOT NULL,
+            at REAL NOT NULL,
+            event TEXT NOT NULL,
+            step TEXT,
+            txid TEXT,
+            seq INTEGER,
+            failure TEXT,
+            status TEXT NOT NULL
+        );
+        CREATE INDEX audit_run ON audit (run_id, id);
+        CREATE TABLE outbox (
+            id INTEGER PRIMARY KEY,
+            key TEXT NOT NULL UNIQUE,
+            run_id TEXT NOT NULL,
+            step TEXT NOT NULL,
+            effect TEXT NOT NULL,
+            payload TEXT NOT NULL,
+            state TEXT NOT NULL,          -- pending, delivered, dead
+            attempts INTEGER NOT NULL,
+            next_at REAL NOT NULL,
+            last_error TEXT NOT NULL DEFAULT ''
+        );
+        CREATE INDEX outbox_pending ON outbox (run_id, id) WHERE state = 'pending';
+        """,
+    ),
+)
+
+_RUN_COLUMNS = (
+    "id, workflow, input, directory, state, step, position, failures, interruptions, next_at, revision,"
+    " created_at, updated_at, last_step, failure, source, status"
+)
+
+
+class Source(Protocol):
+    """Anything that answers a SELECT: an open workspace, or a read-only view of one."""
+
+    def query(self, sql: str, values: Mapping[str, Any] | Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Rows."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One effect that waits for its delivery."""
+
+    id: int
+    key: str
+    run_id: str
+    workflow: str
+    step: str
+    effect: str
+    payload: dict[str, Any]
+    attempts: int
+    next_at: float
+
+
+# --- changes ---
+
+
+def _run_values(run: Run) -> dict[str, Any]:
+    values = asdict(run)
+    values["state"] = run.state.value
+    values["failure"] = json.dumps(asdict(run.failure)) if run.failure else None
+    return values
+
+
+def insert_run(run: Run) -> Statement:
+    """A run that did not exist."""
+    names = _RUN_COLUMNS.split(", ")
+    marks = ", ".join(f":{name.strip()}" for name in names)
+    return Statement(f"INSERT INTO run ({_RUN_COLUMNS}) VALUES ({marks})", _run_values(run), 1)  # noqa: S608
+
+
+def update_run(run: Run) -> Statement:
+    """The run's next status; conflicts unless its row is exactly one revision behind."""
+    return Statement(
+        "UPDATE run SET state = :state, step = :step, position = :position, failures = :failures,"
+        " interruptions = :interruptions, next_at = :next_at, revision = :revision, updated_at = :updated_at,"
+        " last_step = :last_step, failure = :failure, status = :status"
+        " WHERE id = :id AND revision = :revision - 1",
+        _run_values(run),
+        1,
+    )
+
+
+def count_interruption(run: Run) -> Statement:
+    """Of the step that is due; the status stays as it is."""
+    return Statement(
+        "UPDATE run SET interruptions = :count WHERE id = :id", {"id": run.id, "count": run.interruptions}, 1
+    )
+
+
+def append_audit(run: Run, event: str, *, step: str | None, committed: bool) -> Statement:
+    """One line of history."""
+    return Statement(
+        "INSERT INTO audit (run_id, revision, at, event, step, txid, seq, failure, status) VALUES"
+        " (:run_id, :revision, :updated_at, :event, :step, "
+        + (":txid, :seq" if committed else "NULL, NULL")
+        + ", :failure, :status)",
+        {
+            "run_id": run.id,
+            "revision": run.revision,
+            "updated_at": run.updated_at,
+            "event": event,
+            "step": step,
+            "failure": json.dumps(asdict(run.failure)) if run.failure else None,
+            "status": run.status,
+        },
+        1,
+    )
+
+
+def start_attempt(run: Run, step: str, at: float) -> Statement:
+    """Before the body runs."""
+    return Statement(
+        "INSERT INTO attempt (run_id, position, number, step, started_at) VALUES (:run_id, :position,"
+        " (SELECT coalesce(max(number), 0) + 1 FROM attempt WHERE run_id = :run_id AND position = :position),"
+        " :step, :started_at)",
+        {"run_id": run.id, "position": run.position + 1, "step": step, "started_at": at},
+    )
+
+
+def end_attempts(run_id: str, outcome: str, at: float, failure: Failure | None = None) -> Statement:
+    """Whatever is open of this run has ended like this."""
+    return Statement(
+        "UPDATE attempt SET ended_at = :ended_at, outcome = :outcome, failure = :failure"
+        " WHERE run_id = :run_id AND (ended_at IS NULL OR outcome = 'unrecorded')",
+        {
+            "run_id": run_id,
+            "outcome": outcome,
+            "ended_at": at,
+            "failure": json.dumps(asdict(failure)) if failure else None,
+        },
+    )
+
+
+def enqueue_effect(key: str, run_id: str, step: str, effect: str, payload: dict[str, Any]) -> Statement:
+    """An effect to deliver, in the same commit as what it tells of."""
+    return Statement(
+        "INSERT INTO outbox (key, run_id, step, effect, payload, state, attempts, next_at)"
+        " VALUES (:key, :run_id, :step, :effect, json_set(:payload, '$.txid', :txid), 'pending', 0, 0)",
+        {"key": key, "run_id": run_id, "step": step, "effect": effect, "payload": json.dumps(payload)},
+        1,
+    )
+
+
+def settle_effect(message: Message, state: str, error: str = "", next_at: float = 0.0) -> Statement:
+    """What came of a delivery."""
+    return Statement(
+        "UPDATE outbox SET state = :state, attempts = :attempts, last_error = :error, next_at = :next_at"
+        " WHERE id = :id",
+        {
+            "id": message.id,
+            "state": state,
+            "attempts": message.attempts + 1,
+            "error": error,
+            "next_at": next_at,
+        },
+        1,
+    )
+
+
+# --- questions ---
+
+
+def _run(row: tuple[Any, ...]) -> Run:
+    values = dict(zip((name.strip() for name in _RUN_COLUMNS.split(",")), row, strict=True))
+    values["state"] = RunState(values["state"])
+    values["failure"] = Failure(**json.loads(values["failure"])) if values["failure"] else None
+    return Run(**values)
+
+
+def find_run(source: Source, run_id: str) -> Run | None:
+    """The run, None where there is none."""
+    rows = source.query(f"SELECT {_RUN_COLUMNS} FROM run WHERE id = ?", (run_id,))  # noqa: S608
+    return _run(rows[0]) if rows else None
+
+
+def get_run(source: Source, run_id: str) -> Run:
+    """The run.
+
+    Raises:
+        UnknownRun: there is none.
+    """
+    run = find_run(source, run_id)
+    if run is None:
+        known = [row[0] for row in source.query("SELECT id FROM run ORDER BY updated_at DESC LIMIT 5")]
+        raise UnknownRun(
+            "find run",
+            run_id,
+            expected="a run of this workspace",
+            found=f"none; the latest are {', '.join(known)}" if known else "none; there are no runs yet",
+            hint="surefoot list shows them all",
+        )
+    return run
+
+
+def list_runs(source: Source) -> list[Run]:
+    """All runs, the latest change first."""
+    rows = source.query(f"SELECT {_RUN_COLUMNS} FROM run ORDER BY updated_at DESC, id")  # noqa: S608
+    return [_run(row) for row in rows]
+
+
+def due_runs(source: Source) -> list[str]:
+    """Ids of runs that go on by themselves."""
+    rows = source.query("SELECT id FROM run WHERE state IN ('running', 'waiting') ORDER BY created_at, id")
+    return [row[0] for row in rows]
+
+
+def open_attempts(source: Source) -> list[str]:
+    """Ids of runs with an attempt that never ended."""
+    return [row[0] for row in source.query("SELECT DISTINCT run_id FROM attempt WHERE ended_at IS NULL")]
+
+
+def unrecorded_failures(source: Source) -> list[tuple[str, Failure]]:
+    """(run id, failure) of attempts whose failure could not be written into the run when it happened."""
+    rows = source.query("SELECT run_id, failure FROM attempt WHERE outcome = 'unrecorded'")
+    return [(run_id, Failure(**json.loads(failure))) for run_id, failure in rows]
+
+
+def runs_in(source: Source, directory: str) -> list[str]:
+    """Ids of unfinished runs that use a directory."""
+    rows = source.query(
+        "SELECT id FROM run WHERE directory = ? AND state NOT IN ('completed', 'cancelled')", (directory,)
+    )
+    return [row[0] for row in rows]
+
+
+def audit_log(source: Source, run_id: str | None = None) -> list[dict[str, Any]]:
+    """History, oldest first."""
+    names = ("at", "run_id", "revision", "event", "step", "txid", "seq", "failure", "status")
+    rows = source.query(
+        f"SELECT {', '.join(names)} FROM audit WHERE :run_id IS NULL OR run_id = :run_id ORDER BY id",  # noqa: S608
+        {"run_id": run_id},
+    )
+    entries = [dict(zip(names, row, strict=True)) for row in rows]
+    for entry in entries:
+        entry["failure"] = json.loads(entry["failure"]) if entry["failure"] else None
+        entry["status"] = json.loads(entry["status"])
+    return entries
+
+
+def changed_files(source: Source, run_id: str) -> dict[int, list[str]]:
+    """What each transaction of a run did to files: by sequence, `+ new`, `~ changed`, `- gone`."""
+    rows = source.query(
+        "SELECT seq, path, old_kind, new_kind FROM file_op"
+        " WHERE seq IN (SELECT seq FROM audit WHERE run_id = ?) ORDER BY seq, idx",
+        (run_id,),
+    )
+    found: dict[int, list[str]] = {}
+    for seq, path, old, new in rows:
+        mark = "+" if old == "absent" else "-" if new == "absent" else "~"
+        found.setdefault(seq, []).append(f"{mark} {path.decode(errors='surrogateescape')}")
+    return found
+
+
+def attempts_of(source: Source, run_id: str) -> list[dict[str, Any]]:
+    """Every try at every step, oldest first."""
+    names = ("position", "number", "step", "started_at", "ended_at", "outcome")
+    rows = source.query(
+        f"SELECT {', '.join(names)} FROM attempt WHERE run_id = ? ORDER BY position, number",  # noqa: S608
+        (run_id,),
+    )
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def foreign_edits(source: Source) -> list[dict[str, Any]]:
+    """Edits by others that met a commit, and where they are kept."""
+    names = ("seq", "path", "kept_as", "found", "at")
+    rows = source.query(f"SELECT {', '.join(names)} FROM foreign_edit ORDER BY id")  # noqa: S608
+    return [
+        {**dict(zip(names, row, strict=True)), "path": row[1].decode(errors="surrogateescape")} for row in rows
+    ]
+
+
+def blocked_transactions(source: Source) -> list[dict[str, Any]]:
+    """Committed transactions whose files are not all in place."""
+    rows = source.query("SELECT seq, txid, label, cause FROM txn WHERE status = 4 ORDER BY seq")
+    return [dict(zip(("seq", "txid", "label", "cause"), row, strict=True)) for row in rows]
+
+
+def next_messages(source: Source, run_id: str | None = None) -> list[Message]:
+    """The oldest undelivered effect of each run: later ones wait for it."""
+    rows = source.query(
+        "SELECT o.id, o.key, o.run_id, run.workflow, o.step, o.effect, o.payload, o.attempts, o.next_at"
+        " FROM outbox AS o JOIN run ON run.id = o.run_id WHERE o.id IN"
+        " (SELECT min(id) FROM outbox WHERE state = 'pending' GROUP BY run_id)"
+        " AND (:run_id IS NULL OR o.run_id = :run_id) ORDER BY o.next_at, o.id",
+        {"run_id": run_id},
+    )
+    return [Message(*row[:6], json.loads(row[6]), *row[7:]) for row in rows]
+
+
+def count_effects(source: Source, state: str, run_id: str | None = None) -> int:
+    """How many effects are in a state."""
+    rows = source.query(
+        "SELECT count(*) FROM outbox WHERE state = :state AND (:run_id IS NULL OR run_id = :run_id)",
+        {"state": state, "run_id": run_id},
+    )
+    return int(rows[0][0])
