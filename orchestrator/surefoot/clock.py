@@ -27,5 +27,5 @@ class SystemClock:
         """Looks at the clock again at least every minute: it may be set in between."""
         import anyio
 
-        while (left := moment - self.now()) > 0:
+        while (left := moment - self.now()) > 0:  # noqa: ASYNC110 - no event tells of a clock that was set
             await anyio.sleep(min(left, 60.0))

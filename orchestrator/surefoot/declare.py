@@ -98,28 +98,27 @@ class Step(Generic[P, R]):
         return self.function(*args, **kwargs)
 
     @overload
-    def effect(self, function: EffectFunction, /) -> EffectFunction: ...
+    def effect(self, function: EffectFunction) -> EffectFunction: ...
 
     @overload
     def effect(
-        self, *, timeout_s: float = ..., retry: Retry = ...
+        self, function: None = None, *, timeout_s: float = ..., retry: Retry = ...
     ) -> Callable[[EffectFunction], EffectFunction]: ...
 
     def effect(
         self,
-        function: EffectFunction | None = None,
-        /,
+        function: Callable[..., Any] | None = None,
         *,
         timeout_s: float = 30.0,
         retry: Retry = EFFECT_RETRY,
-    ) -> EffectFunction | Callable[[EffectFunction], EffectFunction]:
+    ) -> Any:
         """Declares what to tell others once this step is committed: `async def tell(done: Committed)`.
 
         Best effort, from a durable outbox: at least once, in order per run, each delivery given
         `timeout_s`, failures repeated by `retry` and then set aside as dead. Never undoes the step.
         """
 
-        def declare(body: EffectFunction) -> EffectFunction:
+        def declare(body: Callable[..., Any]) -> Callable[..., Any]:
             name = _checked_name("effect", body.__name__, {effect.name for effect in self.effects})
             self.effects.append(Effect(name, body, timeout_s, retry))
             return body
@@ -138,7 +137,10 @@ class Step(Generic[P, R]):
         if isinstance(returned, Next):
             if returned.name not in steps:
                 raise StepReturnRefused(
-                    "follow", self.name, expected=f"one of {', '.join(steps)}", found=f"Next({returned.name!r})"
+                    "follow",
+                    self.name,
+                    expected=f"one of {', '.join(steps)}",
+                    found=f"Next({returned.name!r})",
                 )
             return returned.name
         followers = [step.name for step in steps.values() if self.name in step.after]
@@ -181,21 +183,25 @@ class Workflow:
         templates: str | os.PathLike[str] = "templates",
     ) -> None:
         self.name = _checked_name("workflow", name, set())
-        if not (isinstance(input, type) and issubclass(input, BaseModel)):
-            raise DeclarationError("declare workflow", name, expected="a pydantic model as input", found=repr(input))
+        given: object = input  # callers without a type checker
+        if not (isinstance(given, type) and issubclass(given, BaseModel)):
+            raise DeclarationError(
+                "declare workflow", name, expected="a pydantic model as input", found=repr(input)
+            )
         self.input = input
         self.directory = self._checked_pattern("directory", directory)
         self.steps: dict[str, Step[..., Any]] = {}
-        declared_in = sys._getframe(1).f_globals.get("__file__")  # noqa: SLF001 - the caller's file
+        declared_in = sys._getframe(1).f_globals.get("__file__")  # noqa: SLF001 - the file that declares the workflow
         base = os.path.dirname(os.path.abspath(declared_in)) if declared_in else os.getcwd()
         self.templates = os.path.join(base, os.fspath(templates))
 
     @overload
-    def step(self, function: Callable[P, R], /) -> Step[P, R]: ...
+    def step(self, function: Callable[P, R]) -> Step[P, R]: ...
 
     @overload
     def step(
         self,
+        function: None = None,
         *,
         name: str | None = ...,
         after: str | Step[..., Any] | Sequence[str | Step[..., Any]] | None = ...,
@@ -210,8 +216,7 @@ class Workflow:
 
     def step(
         self,
-        function: Callable[P, R] | None = None,
-        /,
+        function: Callable[..., Any] | None = None,
         *,
         name: str | None = None,
         after: str | Step[..., Any] | Sequence[str | Step[..., Any]] | None = None,
@@ -222,10 +227,11 @@ class Workflow:
         retry: Retry = NO_RETRY,
         timeout_s: float | None = None,
         locks: Iterable[str] = (),
-    ) -> Step[P, R] | Callable[[Callable[P, R]], Step[P, R]]:
+    ) -> Any:
         """Declares a step: `def outline(tx: Transaction, brief: Brief) -> None`.
 
         Args:
+            function: the body, where the decorator is used without parentheses.
             name: the step's identity; the function's name unless given.
             after: the step(s) that it follows; the one declared before it unless given. A step with
                 several followers chooses one by returning `Next(step)`.
@@ -241,7 +247,7 @@ class Workflow:
             DeclarationError: two steps of one name, an unknown predecessor, a wrong pattern.
         """
 
-        def declare(body: Callable[P, R]) -> Step[P, R]:
+        def declare(body: Callable[..., Any]) -> Step[..., Any]:
             label = _checked_name("step", name or body.__name__, set(self.steps))
             step = Step(
                 name=label,
@@ -280,9 +286,11 @@ class Workflow:
                 )
         return names
 
-    def _checked_pattern(self, what: str, pattern: str) -> str:
+    def _checked_pattern(self, what: str, pattern: object) -> str:
         if not isinstance(pattern, str):
-            raise DeclarationError(f"declare {what}", repr(pattern), expected="text", found=type(pattern).__name__)
+            raise DeclarationError(
+                f"declare {what}", repr(pattern), expected="text", found=type(pattern).__name__
+            )
         try:
             fields = {field for _, field, _, _ in string.Formatter().parse(pattern) if field is not None}
         except ValueError as error:
@@ -296,7 +304,9 @@ class Workflow:
                 found=", ".join(sorted(unknown)) or "an empty {}",
             )
         if ".." in pattern.split("/") or pattern.startswith("/"):
-            raise DeclarationError(f"declare {what}", pattern, expected="a path that stays inside", found=pattern)
+            raise DeclarationError(
+                f"declare {what}", pattern, expected="a path that stays inside", found=pattern
+            )
         return pattern
 
     @property
@@ -336,7 +346,7 @@ class Workflow:
         return normalise(pattern.format(run_id=run_id, **values), operation=operation)
 
 
-def checked_run_id(run_id: str) -> str:
+def checked_run_id(run_id: object) -> str:
     """The id, where it can be a directory's name.
 
     Raises:
@@ -352,7 +362,7 @@ def checked_run_id(run_id: str) -> str:
     return run_id
 
 
-def _checked_name(what: str, name: str, taken: set[str]) -> str:
+def _checked_name(what: str, name: object, taken: set[str]) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise DeclarationError(
             f"declare {what}", repr(name), expected="letters, digits, '.', '_', '-'", found=repr(name)

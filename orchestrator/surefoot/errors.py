@@ -1,18 +1,18 @@
 """What can go wrong above the storage layer. The whole tree hangs below `SurefootError`.
 
-    SurefootError
-     └─ InputError
-         ├─ DeclarationError      a workflow that is declared wrongly
-         ├─ LoadError             FILE.py:WORKFLOW that cannot be loaded
-         ├─ InputRefused          input that the workflow's model does not take
-         ├─ UnknownRun            no run of that id
-         ├─ RunRefused            a run that cannot be started or moved like this
-         ├─ TemplateRefused       a template that is missing, broken or lacks a value
-         ├─ StepReturnRefused     a step that returned something else than where to go
-         ├─ UndeclaredRead        an async step that reads what was not loaded
-         └─ CommandFailed         a command that a step ran did not succeed
-    SurefootError
-     └─ TransitionFailed          what `result.or_raise()` raises
+SurefootError
+ └─ InputError
+     ├─ DeclarationError      a workflow that is declared wrongly
+     ├─ LoadError             FILE.py:WORKFLOW that cannot be loaded
+     ├─ InputRefused          input that the workflow's model does not take
+     ├─ UnknownRun            no run of that id
+     ├─ RunRefused            a run that cannot be started or moved like this
+     ├─ TemplateRefused       a template that is missing, broken or lacks a value
+     ├─ StepReturnRefused     a step that returned something else than where to go
+     ├─ UndeclaredRead        an async step that reads what was not loaded
+     └─ CommandFailed         a command that a step ran did not succeed
+SurefootError
+ └─ TransitionFailed          what `result.or_raise()` raises
 """
 
 from __future__ import annotations

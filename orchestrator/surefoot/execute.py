@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import traceback as tracebacks
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -35,6 +34,7 @@ from . import machine, rows, templates
 from .clock import Clock
 from .declare import Step, Workflow
 from .errors import DeclarationError
+from .failures import describe
 from .log import logger
 from .model import Failure, Outcome, Run, RunState, TransitionResult
 from .transaction import Transaction
@@ -44,14 +44,13 @@ T = TypeVar("T")
 CONFLICT_RERUNS_MAX = 5
 _CONFLICT_WAIT_S = 0.02
 ABANDONED_BODIES_MAX = 8
-_TRACEBACK_CHARS_MAX = 20_000
 
 
-class StepTimedOut(Exception):  # noqa: N818 - reads as what happened, in the run's history
+class StepTimedOut(Exception):
     """An attempt took longer than its step's `timeout_s`."""
 
 
-class StepCancelled(Exception):  # noqa: N818 - as above
+class StepCancelled(Exception):
     """The task that ran an attempt was cancelled."""
 
 
@@ -94,9 +93,12 @@ class Executor:
         if step is None:
             known = ", ".join(workflow.steps) or "none"
             error = DeclarationError(
-                "follow", f"{run.workflow}/{run.step}", expected=f"one of its steps: {known}", found="no such step",
+                "follow",
+                f"{run.workflow}/{run.step}",
+                expected=f"one of its steps: {known}",
+                found="no such step",
                 hint="the workflow has changed since; give the step its old name back, or cancel the run",
-            )  # fmt: skip
+            )
             return await self._fail(run, None, error)
         async with self._holding(step.locks):
             return await self._until_no_conflict(run, workflow, step)
@@ -105,7 +107,7 @@ class Executor:
         log = logger(run=run.id, step=step.name)
         first = True
         for rerun in range(CONFLICT_RERUNS_MAX + 1):
-            tx = self._begin(run, workflow, step)
+            tx = self.begin(run, workflow, step)
             try:
                 return await self._attempt(run, workflow, step, tx, record=first)
             except Conflict as error:
@@ -125,7 +127,8 @@ class Executor:
             first = False
         raise AssertionError("unreachable")
 
-    def _begin(self, run: Run, workflow: Workflow, step: Step[..., Any]) -> Transaction:
+    def begin(self, run: Run, workflow: Workflow, step: Step[..., Any]) -> Transaction:
+        """A fresh transaction for one attempt."""
         files = self._workspace.begin(label=f"{run.id}/{step.name}")
         return Transaction(
             files,
@@ -161,8 +164,11 @@ class Executor:
         """What the body returned; everything it wants is in `tx`, nothing has changed on disk."""
 
         def read() -> None:
+            """Phase 1."""
             if record:
-                self._workspace.write_rows([rows.start_attempt(run, step.name, self._clock.now())], durable=False)
+                self._workspace.write_rows(
+                    [rows.start_attempt(run, step.name, self._clock.now())], durable=False
+                )
             for name in step.templates:
                 templates.check(workflow.templates, name)
             self._read_declared(run, workflow, step, tx, given)
@@ -171,7 +177,12 @@ class Executor:
             if step.is_async:
                 await to_thread.run_sync(read)
                 return await step.function(tx, given)
-            return await self._in_thread(tx, lambda: (read(), step.function(tx, given))[1])
+
+            def read_and_prepare() -> Any:
+                read()
+                return step.function(tx, given)
+
+            return await self._in_thread(tx, read_and_prepare)
         assert scope.cancelled_caught
         tx._end()  # noqa: SLF001 - the engine's half of the class
         raise StepTimedOut(f"the attempt took longer than {step.timeout_s} s")
@@ -182,7 +193,7 @@ class Executor:
         total = 0
         for view, patterns in ((tx, step.reads), (tx.workspace, step.workspace_reads)):
             for pattern in patterns:
-                total += view._load_now(workflow.place(pattern, given, run.id))  # noqa: SLF001
+                total += view._load_now(workflow.place(pattern, given, run.id))  # noqa: SLF001 - the engine's half of the class
                 if total > step.reads_bytes_max:
                     raise InputError(
                         "read",
@@ -223,7 +234,7 @@ class Executor:
 
     def _commit(self, run: Run, after: Run, step: Step[..., Any], tx: Transaction) -> Commit:
         """Files, status, history, effects and the next trigger, through one commit point."""
-        files = tx._files  # noqa: SLF001
+        files = tx._files  # noqa: SLF001 - the engine's half of the class
         statements = [
             rows.update_run(after),
             rows.append_audit(after, "step", step=step.name, committed=True),
@@ -232,7 +243,9 @@ class Executor:
         for effect in step.effects:
             payload = {"step": step.name, "at": after.updated_at, "files": sorted(files.wants)}
             statements.append(
-                rows.enqueue_effect(run.key(f"{step.name}/{effect.name}"), run.id, step.name, effect.name, payload)
+                rows.enqueue_effect(
+                    run.key(f"{step.name}/{effect.name}"), run.id, step.name, effect.name, payload
+                )
             )
         return self._commit_status(run, after, files, statements)
 
@@ -310,7 +323,7 @@ class Executor:
             raise
         except SurefootError as refused:
             log = logger(run=run.id, step=run.step)
-            log.error("transition.error_not_recorded", error=str(refused))
+            log.error("transition.error_not_recorded", error=str(refused))  # noqa: TRY400 - structlog, not logging
             unrecorded = rows.end_attempts(run.id, "unrecorded", failure.at, failure)
             with contextlib.suppress(SurefootError):
                 await self.uninterrupted(lambda: self._workspace.write_rows([unrecorded], durable=False))
@@ -319,7 +332,7 @@ class Executor:
 
     async def _after_cancel(self, run: Run, tx: Transaction) -> None:
         """A cancelled task is a failure of the run; a shutdown or `engine.cancel` is not."""
-        if not tx._end():  # noqa: SLF001 - its commit has begun: then it counts
+        if not tx._end():  # noqa: SLF001 - the engine's half of the class
             return
         if self.closing or run.id in self.cancel_requested:
             outcome = "interrupted" if self.closing else "cancelled"
@@ -341,8 +354,10 @@ class Executor:
     # --- threads and locks ---
 
     async def uninterrupted(self, work: Callable[[], T]) -> T:
-        """Runs `work` in a thread to its end, whatever happens to the caller; then the caller's
-        cancellation is delivered. A native asyncio cancellation would otherwise abandon the thread."""
+        """Runs `work` in a thread to its end; a cancellation that comes meanwhile is delivered after it.
+
+        A native asyncio cancellation would otherwise abandon the thread, and the commit in it.
+        """
         done = anyio.Event()
         outcome: list[Any] = []
 
@@ -350,7 +365,7 @@ class Executor:
             with anyio.CancelScope(shield=True):
                 try:
                     outcome.extend((True, await to_thread.run_sync(work)))
-                except BaseException as error:  # noqa: BLE001 - handed to the caller below
+                except BaseException as error:  # noqa: BLE001 - whatever a step raises is the run's failure
                     outcome.extend((False, error))
                 done.set()
 
@@ -375,21 +390,3 @@ class Executor:
             for name in sorted(set(names)):  # one order for all: no deadlock
                 await stack.enter_async_context(self._named_locks.setdefault(name, anyio.Lock()))
             yield
-
-
-def describe(error: BaseException, step: str, attempt: int, at: float) -> Failure:
-    """What a run keeps of an exception. Never fails, whatever the exception's own methods do."""
-    try:
-        message = error._message() if isinstance(error, SurefootError) else str(error)  # noqa: SLF001
-        text = "".join(tracebacks.format_exception(error))
-    except Exception:  # noqa: BLE001 - a broken __str__ must not hide that the step failed
-        message, text = "(its message could not be made)", "".join(tracebacks.format_tb(error.__traceback__))
-    return Failure(
-        step=step,
-        attempt=attempt,
-        error=type(error).__name__,
-        message=message,
-        at=at,
-        hint=error.hint if isinstance(error, SurefootError) else "",
-        traceback=text[-_TRACEBACK_CHARS_MAX:],
-    )

@@ -1,4 +1,4 @@
-"""Structured events. The library only binds and emits; configuring structlog is the application's business."""
+"""Structured events. The library binds and emits; configuring structlog is the application's business."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any, Literal, TypeAlias
 
 from .errors import TransitionFailed
@@ -12,7 +12,7 @@ STATUS_FILE = "demo.status.json"
 STATUS_FORMAT = 1
 
 
-class RunState(str, Enum):
+class RunState(StrEnum):
     """Where a run stands."""
 
     RUNNING = "running"  # a step is due, or being worked on
@@ -124,7 +124,11 @@ class TransitionResult:
         failure = self.failure
         found = f"{failure.error}: {failure.message}" if failure else self.outcome
         raise TransitionFailed(
-            "transition", f"{self.run_id}/{self.step}", found=found, hint=failure.hint if failure else "", result=self
+            "transition",
+            f"{self.run_id}/{self.step}",
+            found=found,
+            hint=failure.hint if failure else "",
+            result=self,
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -16,9 +16,8 @@ from .clock import Clock
 from .declare import Effect, Workflow
 from .log import logger
 from .model import Committed
-from .retry import EFFECT_RETRY
+from .retry import EFFECT_RETRY, Retry
 from .rows import Message
-
 
 _PAUSE_S = 5.0
 
@@ -72,16 +71,17 @@ class Outbox:
 
     async def _deliver(self, message: Message) -> None:
         log = logger(run=message.run_id, step=message.step, effect=message.effect, key=message.key)
-        effect: Effect | None = None
+        retry = EFFECT_RETRY
         try:
             effect, done = await to_thread.run_sync(self._resolve, message)
+            retry = effect.retry
             with anyio.fail_after(effect.timeout_s):
                 if inspect.iscoroutinefunction(effect.function):
                     await effect.function(done)
                 else:
                     await to_thread.run_sync(effect.function, done, abandon_on_cancel=True)
         except Exception as error:  # noqa: BLE001 - an effect's failure never reaches the transition
-            await self._repeat_or_bury(message, effect, error)
+            await self._repeat_or_bury(message, retry, error)
             return
         log.info("effect.delivered", attempt=message.attempts + 1)
         await self._settle(message, "delivered")
@@ -113,8 +113,7 @@ class Outbox:
         )
         return found[0], done
 
-    async def _repeat_or_bury(self, message: Message, effect: Effect | None, error: Exception) -> None:
-        retry = effect.retry if effect else EFFECT_RETRY
+    async def _repeat_or_bury(self, message: Message, retry: Retry, error: Exception) -> None:
         failures = message.attempts + 1
         cause = f"{type(error).__name__}: {error}"
         log = logger(run=message.run_id, step=message.step, effect=message.effect, key=message.key)

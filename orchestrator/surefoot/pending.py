@@ -34,5 +34,7 @@ class Pending(Generic[T]):
     def __del__(self) -> None:
         if not self._started:
             warnings.warn(
-                f"{self._name} was neither awaited nor waited for: nothing was done", RuntimeWarning, stacklevel=2
+                f"{self._name} was neither awaited nor waited for: nothing was done",
+                RuntimeWarning,
+                stacklevel=2,
             )

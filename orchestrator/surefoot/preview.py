@@ -70,10 +70,9 @@ def _kind(op: Op) -> str:
         return "created"
     if isinstance(op.new, Absent):
         return "deleted"
-    same = isinstance(op.old, Directory) or (
-        isinstance(op.old, File) and isinstance(op.new, File) and op.old.digest == op.new.digest
-    )
-    return "mode" if same else "changed"
+    if isinstance(op.old, File) and isinstance(op.new, File) and op.old.digest != op.new.digest:
+        return "changed"
+    return "mode"
 
 
 def _mode_lines(op: Op) -> str:
@@ -100,9 +99,11 @@ def _diff(op: Op, before: bytes, after: bytes) -> str:
     if not old and not new:
         return f"--- {old_name}\n+++ {new_name}\n"
     lines = difflib.unified_diff(_lines(old), _lines(new), old_name, new_name)
-    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+    return "".join(
+        line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines
+    )
 
 
 def _lines(text: str) -> list[str]:
-    """Lines as diff counts them: only `\\n` ends one."""
+    """Lines as diff counts them: only a line feed ends one."""
     return [line for line in text.replace("\n", "\n\0").split("\0") if line]

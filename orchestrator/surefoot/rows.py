@@ -44,7 +44,7 @@ SCHEMA = Schema(
             step TEXT NOT NULL,
             started_at REAL NOT NULL,
             ended_at REAL,
-            outcome TEXT,                 -- committed, failed, …; unrecorded: failed, and the run does not say so yet
+            outcome TEXT,                 -- unrecorded: it failed, and the run does not say so yet
             failure TEXT,
             PRIMARY KEY (run_id, position, number)
         ) WITHOUT ROWID;
@@ -122,7 +122,7 @@ def insert_run(run: Run) -> Statement:
     """A run that did not exist."""
     names = _RUN_COLUMNS.split(", ")
     marks = ", ".join(f":{name.strip()}" for name in names)
-    return Statement(f"INSERT INTO run ({_RUN_COLUMNS}) VALUES ({marks})", _run_values(run), 1)  # noqa: S608
+    return Statement(f"INSERT INTO run ({_RUN_COLUMNS}) VALUES ({marks})", _run_values(run), 1)  # noqa: S608 - only constants are put in
 
 
 def update_run(run: Run) -> Statement:
@@ -226,7 +226,7 @@ def _run(row: tuple[Any, ...]) -> Run:
 
 def find_run(source: Source, run_id: str) -> Run | None:
     """The run, None where there is none."""
-    rows = source.query(f"SELECT {_RUN_COLUMNS} FROM run WHERE id = ?", (run_id,))  # noqa: S608
+    rows = source.query(f"SELECT {_RUN_COLUMNS} FROM run WHERE id = ?", (run_id,))  # noqa: S608 - only constants are put in
     return _run(rows[0]) if rows else None
 
 
@@ -251,7 +251,7 @@ def get_run(source: Source, run_id: str) -> Run:
 
 def list_runs(source: Source) -> list[Run]:
     """All runs, the latest change first."""
-    rows = source.query(f"SELECT {_RUN_COLUMNS} FROM run ORDER BY updated_at DESC, id")  # noqa: S608
+    rows = source.query(f"SELECT {_RUN_COLUMNS} FROM run ORDER BY updated_at DESC, id")  # noqa: S608 - only constants are put in
     return [_run(row) for row in rows]
 
 
@@ -284,7 +284,7 @@ def audit_log(source: Source, run_id: str | None = None) -> list[dict[str, Any]]
     """History, oldest first."""
     names = ("at", "run_id", "revision", "event", "step", "txid", "seq", "failure", "status")
     rows = source.query(
-        f"SELECT {', '.join(names)} FROM audit WHERE :run_id IS NULL OR run_id = :run_id ORDER BY id",  # noqa: S608
+        f"SELECT {', '.join(names)} FROM audit WHERE :run_id IS NULL OR run_id = :run_id ORDER BY id",  # noqa: S608 - only constants are put in
         {"run_id": run_id},
     )
     entries = [dict(zip(names, row, strict=True)) for row in rows]
@@ -312,7 +312,7 @@ def attempts_of(source: Source, run_id: str) -> list[dict[str, Any]]:
     """Every try at every step, oldest first."""
     names = ("position", "number", "step", "started_at", "ended_at", "outcome")
     rows = source.query(
-        f"SELECT {', '.join(names)} FROM attempt WHERE run_id = ? ORDER BY position, number",  # noqa: S608
+        f"SELECT {', '.join(names)} FROM attempt WHERE run_id = ? ORDER BY position, number",  # noqa: S608 - only constants are put in
         (run_id,),
     )
     return [dict(zip(names, row, strict=True)) for row in rows]
@@ -321,9 +321,10 @@ def attempts_of(source: Source, run_id: str) -> list[dict[str, Any]]:
 def foreign_edits(source: Source) -> list[dict[str, Any]]:
     """Edits by others that met a commit, and where they are kept."""
     names = ("seq", "path", "kept_as", "found", "at")
-    rows = source.query(f"SELECT {', '.join(names)} FROM foreign_edit ORDER BY id")  # noqa: S608
+    rows = source.query(f"SELECT {', '.join(names)} FROM foreign_edit ORDER BY id")  # noqa: S608 - only constants are put in
     return [
-        {**dict(zip(names, row, strict=True)), "path": row[1].decode(errors="surrogateescape")} for row in rows
+        {**dict(zip(names, row, strict=True)), "path": row[1].decode(errors="surrogateescape")}
+        for row in rows
     ]
 
 
@@ -342,7 +343,10 @@ def next_messages(source: Source, run_id: str | None = None) -> list[Message]:
         " AND (:run_id IS NULL OR o.run_id = :run_id) ORDER BY o.next_at, o.id",
         {"run_id": run_id},
     )
-    return [Message(*row[:6], json.loads(row[6]), *row[7:]) for row in rows]
+    return [
+        Message(id_, key, run, workflow, step, effect, json.loads(payload), attempts, next_at)
+        for id_, key, run, workflow, step, effect, payload, attempts, next_at in rows
+    ]
 
 
 def count_effects(source: Source, state: str, run_id: str | None = None) -> int:

@@ -62,7 +62,11 @@ def _guard(directory: str, name: str, act: Any) -> Any:
         raise TemplateRefused("render", where, found=f"line {error.lineno}: {error.message}") from error
     except UndefinedError as error:
         raise TemplateRefused(
-            "render", where, expected="every value that it uses", found=str(error), hint="pass it to tx.render"
+            "render",
+            where,
+            expected="every value that it uses",
+            found=str(error),
+            hint="pass it to tx.render",
         ) from error
     except TemplateError as error:
         raise TemplateRefused("render", where, found=f"{type(error).__name__}: {error}") from error

@@ -51,7 +51,10 @@ class Files:
         name = self._path(path, operation)
         if name == self._status_path:
             raise PathRefused(
-                operation, name, expected="the step's own files", found="the status file, which the engine writes"
+                operation,
+                name,
+                expected="the step's own files",
+                found="the status file, which the engine writes",
             )
         return name
 
@@ -100,7 +103,11 @@ class Files:
             return json.loads(text)
         except ValueError as error:
             raise UnreadableFile(
-                "read", self._path(path, "read"), expected="JSON", found=str(error), hint="mend the file, then retry"
+                "read",
+                self._path(path, "read"),
+                expected="JSON",
+                found=str(error),
+                hint="mend the file, then retry",
             ) from error
 
     def exists(self, path: PathLike) -> bool:
@@ -224,8 +231,10 @@ class Transaction(Files):
         return templates.render(self._templates_dir, template, values)
 
     def on_end(self, stop: Callable[[], None]) -> None:
-        """Calls `stop` when the attempt is cancelled or times out, from another thread: to end what
-        this step has started. Called at once where that has happened already."""
+        """Calls `stop` when the attempt is cancelled or times out: to end what this step has started.
+
+        From another thread; at once where that has happened already.
+        """
         self._on_end.append(stop)
         if self._over.is_set():
             stop()

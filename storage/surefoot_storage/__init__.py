@@ -20,6 +20,7 @@ from .errors import (
     WorkspaceUnusable,
 )
 from .fsops import FsOps
+from .readonly import ReadOnlyWorkspace
 from .schema import Schema
 from .states import Absent, Directory, File, Op
 from .transaction import FileTransaction, Statement
@@ -40,6 +41,7 @@ __all__ = [
     "InputError",
     "Op",
     "PathRefused",
+    "ReadOnlyWorkspace",
     "Recovered",
     "Schema",
     "StageFailed",

@@ -8,7 +8,6 @@ What comes out of a swap is looked at; a foreign version is held intact in the s
 from __future__ import annotations
 
 import errno
-
 from dataclasses import dataclass, field
 
 from . import fsops
@@ -18,7 +17,6 @@ from .paths import leaf_of, parent_of
 from .recipes import Recipe
 from .states import Absent, Directory, File, Op, Stamp
 from .tree import Parents, Tree
-
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -37,18 +35,20 @@ class Applied:
     """What came of it."""
 
     displaced: list[Displaced] = field(default_factory=list)
-    foreign: list[tuple[Op, str]] = field(default_factory=list)  # (change, what was found) with nothing to keep
+    foreign: list[tuple[Op, str]] = field(
+        default_factory=list
+    )  # (change, what was found) with nothing to keep
     failed: list[tuple[Op, OSError]] = field(default_factory=list)
 
 
 class Applier:
     """Carries out a list of changes in order. Goes on past a change that fails."""
 
-    def __init__(self, fs: FsOps, layout: Layout, tree: Tree, recipe: Recipe) -> None:
+    def __init__(self, fs: FsOps, layout: Layout, tree: Tree) -> None:
         self._fs = fs
         self._stage = layout.stage
         self._tree = tree
-        self._recipe = recipe
+        self._recipe = tree.recipe
 
     def apply(self, ops: list[Op], parents: Parents) -> Applied:
         """The parents must be the ones that the commit was checked against."""
@@ -229,5 +229,3 @@ def stage_names(op: Op) -> tuple[str, ...]:
     if not op.stage:
         return ()
     return (op.stage, f"{op.stage}.old", f"{op.stage}.again", f"{op.stage}.aside")
-
-

@@ -15,7 +15,6 @@ from .errors import SurefootError
 from .fsops import FsOps
 from .layout import Layout
 from .paths import leaf_of, parent_of
-from .recipes import Recipe
 from .states import Directory, File, Op
 from .tree import Tree
 
@@ -40,8 +39,9 @@ class Unsynced:
         return sum(op.new.size for op in self.ops if isinstance(op.new, File))
 
 
-def flush_files(fs: FsOps, tree: Tree, layout: Layout, recipe: Recipe, ops: list[Op]) -> list[Op]:
+def flush_files(fs: FsOps, tree: Tree, layout: Layout, ops: list[Op]) -> list[Op]:
     """Flushes the files and directories of these changes; returns the files that failed to flush."""
+    recipe = tree.recipe
     if recipe.name == "memory":
         return []
     newest = {op.path: op for op in ops}

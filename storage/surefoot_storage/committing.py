@@ -27,7 +27,6 @@ from .fsops import FsOps
 from .layout import Layout
 from .paths import CONTROL_DIR, leaf_of
 from .plan import Plan, plan
-from .recipes import Recipe
 from .rollforward import KeepForeign, Outcome, RollForward, keep_conflict
 from .staging import Staged, Stager
 from .states import Absent, Directory, File, Op, Snapshot, Stamp, digest_of
@@ -79,22 +78,20 @@ class Committer:
         fs: FsOps,
         layout: Layout,
         tree: Tree,
-        recipe: Recipe,
         database: Database,
+        *,
         stager: Stager,
         forward: RollForward,
-        *,
         umask: int,
         report: KeepForeign,
     ) -> None:
         self._fs = fs
         self._layout = layout
         self._tree = tree
-        self._recipe = recipe
         self._database = database
         self._stager = stager
         self._forward = forward
-        self._applier = Applier(fs, layout, tree, recipe)
+        self._applier = Applier(fs, layout, tree)
         self._umask = umask
         self._report = report
         self._backlog = _Backlog()
@@ -124,7 +121,7 @@ class Committer:
         if staged.ops:
             self._refuse_while_blocked()
         with self._tree.parents() as parents:
-            self._check(tx, staged, parents)
+            self._check(tx, parents)
             staged.logged = True  # from here on its files are needed, whatever happens
             try:
                 seq = self._database.commit(
@@ -140,7 +137,7 @@ class Committer:
                 raise
             return self._apply(tx.txid, seq, staged, parents)
 
-    def _check(self, tx: FileTransaction, staged: Staged, parents: Parents) -> None:
+    def _check(self, tx: FileTransaction, parents: Parents) -> None:
         """Nobody may have changed what was read: the last look before the commit point."""
         for snapshot in tx.snapshots.values():
             self._check_snapshot(snapshot, parents)
@@ -290,7 +287,7 @@ class Committer:
         """Flushes; returns the newest changes whose inodes failed to."""
         ops = [op for entry in entries for op in entry.ops]
         seqs = {op.path: entry.seq for entry in entries for op in entry.ops}
-        failed = flush_files(self._fs, self._tree, self._layout, self._recipe, ops)
+        failed = flush_files(self._fs, self._tree, self._layout, ops)
         return [(op, seqs[op.path]) for op in failed]
 
     def _free_displaced(
@@ -333,4 +330,3 @@ def _conflict(snapshot: Snapshot, found: str) -> Conflict:
         found=found,
         hint="run the transition again: it will read the new version",
     )
-

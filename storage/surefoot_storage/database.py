@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import apsw
 
 from .errors import CommitFailed, CommitOutcomeUnknown, Conflict, WorkspaceUnusable
+from .records import Row, op_row, row_op
 from .schema import APPLICATION_ID, Schema
-from .states import ABSENT, Directory, File, Op, Stamp, State
+from .states import Op
 from .transaction import Statement
 
 WAL_PAGES_MAX = 1000  # about 4 MiB: past it the log is copied into the database and started over
@@ -26,15 +26,15 @@ _WAL_RESERVE_BYTES = 2 << 20  # written once, so that commits overwrite blocks i
 _BUSY_MS = 5_000
 _COMMITTED, _BLOCKED, _VOID = 1, 4, 9
 
-Row: TypeAlias = "tuple[Any, ...]"
+
+_FIXED_IN = (3, 51, 3)
+_BACKPORTS: dict[tuple[int, ...], tuple[int, ...]] = {(3, 44): (3, 44, 6), (3, 50): (3, 50, 7)}
 
 
 def sqlite_is_safe(version: str) -> bool:
-    """Whether this SQLite is free of the WAL-reset bug: 3.51.3, or the back-ports 3.44.6 and 3.50.7."""
+    """Whether this SQLite is free of the WAL-reset bug."""
     numbers = tuple(int(part) for part in version.split("."))
-    return numbers >= (3, 51, 3) or (
-        numbers[:2] in ((3, 44), (3, 50)) and numbers >= ((3, 44, 6) if numbers[1] == 44 else (3, 50, 7))  # noqa: PLR2004
-    )
+    return numbers >= _BACKPORTS.get(numbers[:2], _FIXED_IN)
 
 
 class Database:
@@ -71,7 +71,8 @@ class Database:
             )
         if "component" not in tables:
             return {}
-        return dict(self._db.execute("SELECT name, version FROM component").fetchall())
+        rows = self._db.execute("SELECT name, version FROM component").fetchall()
+        return {str(name): int(str(version)) for name, version in rows}
 
     def refuse_newer(self, schemas: Iterable[Schema]) -> None:
         """Before anything is written.
@@ -201,8 +202,8 @@ class Database:
         )
         marks = ", ".join("?" * 20)
         self._db.executemany(
-            f"INSERT INTO file_op VALUES ({marks})",  # noqa: S608 - only question marks
-            [_op_row(seq, idx, op) for idx, op in enumerate(ops)],
+            f"INSERT INTO file_op VALUES ({marks})",  # noqa: S608 - only constants are put in
+            [op_row(seq, idx, op) for idx, op in enumerate(ops)],
         )
         return seq
 
@@ -233,7 +234,7 @@ class Database:
                     "INSERT INTO txn (txid, batch, status, label, at) VALUES (?, 0, ?, 'void', 0)",
                     (txid, _VOID),
                 )
-        except BaseException as error:
+        except BaseException as error:  # whatever it was: nobody knows what the log holds  # noqa: BLE001 - whatever it was, nobody knows what the log holds
             raise CommitOutcomeUnknown(
                 "commit",
                 txid,
@@ -289,7 +290,7 @@ class Database:
         )
         found: dict[int, tuple[bool, list[Op]]] = {}
         for row in rows:
-            found.setdefault(row[0], (row[-1] == _BLOCKED, []))[1].append(_row_op(row))
+            found.setdefault(row[0], (row[-1] == _BLOCKED, []))[1].append(row_op(row))
         return [(seq, blocked, ops) for seq, (blocked, ops) in found.items()]
 
     def blob(self, digest: bytes) -> bytes | None:
@@ -309,9 +310,9 @@ class Database:
 
     def mark_blocked(self, seq: int, cause: str) -> None:
         """The files of this transaction are not all in place."""
-        rows = [Statement("UPDATE txn SET status = :s, cause = :cause WHERE seq = :seq",
-                          {"s": _BLOCKED, "cause": cause, "seq": seq})]  # fmt: skip
-        self.write_rows(rows, at=0.0, durable=False)
+        sql = "UPDATE txn SET status = :blocked, cause = :cause WHERE seq = :seq"
+        values = {"blocked": _BLOCKED, "cause": cause, "seq": seq}
+        self.write_rows([Statement(sql, values)], at=0.0, durable=False)
 
     def note_foreign_edit(self, seq: int, path: str, kept_as: str, found: str, at: float) -> None:
         """Somebody else's version of a path, and where it is kept."""
@@ -324,16 +325,10 @@ class Database:
 
     def mark_checkpointed(self, seq: int, epoch: str) -> None:
         """The files of every transaction up to `seq` are in place and durable."""
-        self.write_rows(
-            [
-                Statement("UPDATE workspace SET checkpointed_seq = max(checkpointed_seq, :seq), epoch = :epoch",
-                          {"seq": seq, "epoch": epoch}),
-                Statement("UPDATE txn SET status = :ok, cause = '' WHERE status = :blocked AND seq <= :seq",
-                          {"ok": _COMMITTED, "blocked": _BLOCKED, "seq": seq}),
-            ],
-            at=0.0,
-            durable=True,
-        )  # fmt: skip
+        durable = "UPDATE workspace SET checkpointed_seq = max(checkpointed_seq, :upto), epoch = :epoch"
+        unblocked = "UPDATE txn SET status = :ok, cause = '' WHERE status = :blocked AND seq <= :upto"
+        values = {"upto": seq, "epoch": epoch, "ok": _COMMITTED, "blocked": _BLOCKED}
+        self.write_rows([Statement(durable, values), Statement(unblocked, values)], at=0.0, durable=True)
 
     @property
     def log_is_long(self) -> bool:
@@ -360,58 +355,6 @@ class Database:
             raise WorkspaceUnusable(
                 "repair the database", self.path, expected="a sound database", found=str(verdict[:3])
             )
-
-
-def _state_columns(state: State) -> tuple[str, int | None, int | None, bytes | None]:
-    if isinstance(state, File):
-        return "file", state.mode, state.size, state.digest
-    if isinstance(state, Directory):
-        return "directory", state.mode, None, None
-    return "absent", None, None, None
-
-
-def _column_state(kind: str, mode: int, size: int, digest: bytes) -> State:
-    if kind == "file":
-        return File(digest, size, mode)
-    return Directory(mode) if kind == "directory" else ABSENT
-
-
-def _op_row(seq: int, idx: int, op: Op) -> Row:
-    stamp = op.old_stamp
-    return (
-        seq,
-        idx,
-        os.fsencode(op.path),
-        *_state_columns(op.old),
-        stamp.ino if stamp else None,
-        stamp.mtime_ns if stamp else None,
-        *_state_columns(op.new),
-        op.stage,
-        op.stage_ino,
-        op.stage_mtime_ns,
-        op.kept,
-        op.uid,
-        op.gid,
-        json.dumps({name: value.hex() for name, value in op.xattrs.items()}) if op.xattrs else "{}",
-    )
-
-
-def _row_op(row: Row) -> Op:
-    old = _column_state(*row[3:7])
-    size = old.size if isinstance(old, File) else 0
-    return Op(
-        path=os.fsdecode(row[2]),
-        old=old,
-        new=_column_state(*row[9:13]),
-        old_stamp=Stamp(row[7], size, row[8], 0, 0, 0, 0) if row[7] is not None else None,
-        stage=row[13],
-        stage_ino=row[14],
-        stage_mtime_ns=row[15],
-        kept=bool(row[16]),
-        uid=row[17],
-        gid=row[18],
-        xattrs={name: bytes.fromhex(value) for name, value in json.loads(row[19]).items()},
-    )
 
 
 def _failed(txid: str, error: BaseException) -> CommitFailed:

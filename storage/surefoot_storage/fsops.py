@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterator
 
 from . import syscalls
@@ -222,7 +223,7 @@ class FsOps:
     def mkdir(self, directory: int, name: str, mode: int) -> None:
         """A new directory with exactly this mode."""
         os.mkdir(name, 0o700, dir_fd=directory)
-        if mode != 0o700:  # noqa: PLR2004 - the mode just given
+        if mode != 0o700:  # noqa: PLR2004 - the value just given
             with self.opened_dir(directory, name) as fd:
                 os.fchmod(fd, mode)
 
@@ -247,6 +248,10 @@ class FsOps:
                 if line.startswith("Umask:"):
                     return int(line.split()[1], 8)
         return 0o022
+
+    def now_ns(self) -> int:
+        """The clock that file stamps are taken from, in nanoseconds since 1970."""
+        return time.time_ns()
 
     @contextlib.contextmanager
     def opened_dir(self, root: int, path: str) -> Iterator[int]:

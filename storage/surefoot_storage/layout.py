@@ -1,12 +1,12 @@
 """The control directory `.surefoot/`: what lies where, and open descriptors of it.
 
-    surefoot.db, -wal, -shm   the log (only SQLite opens these)
-    stage/<txid>.<n>          new versions before the swap, displaced old ones after it
-    keep/<txid>.<n>           second name of a large new version, until it is durable in its place
-    blobs/<aa>/<sha256>       large old versions, kept for undo
-    conflicts/<name>          what somebody else had written where a commit put its own version
-    workspace.json            format and identity: written last when a workspace is made
-    holder.json               which process holds the lock; a note for people, proves nothing
+surefoot.db, -wal, -shm   the log (only SQLite opens these)
+stage/<txid>.<n>          new versions before the swap, displaced old ones after it
+keep/<txid>.<n>           second name of a large new version, until it is durable in its place
+blobs/<aa>/<sha256>       large old versions, kept for undo
+conflicts/<name>          what somebody else had written where a commit put its own version
+workspace.json            format and identity: written last when a workspace is made
+holder.json               which process holds the lock; a note for people, proves nothing
 """
 
 from __future__ import annotations

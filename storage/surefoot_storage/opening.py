@@ -87,7 +87,9 @@ def _make_control(fs: FsOps, root: int, path: str) -> bool:
             return False  # somebody else is making it at this moment: the lock decides
         return True
     if not fsops.is_directory(found):
-        raise unusable(path, f"{fsops.kind_name(found)} named {CONTROL_DIR}", f"{CONTROL_DIR} to be a directory")
+        raise unusable(
+            path, f"{fsops.kind_name(found)} named {CONTROL_DIR}", f"{CONTROL_DIR} to be a directory"
+        )
     check_owner(path, found)
     return False
 

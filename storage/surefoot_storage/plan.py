@@ -183,4 +183,6 @@ def _collision(path: str, other: str) -> PathRefused:
 
 def _mismatch(operation: str, base: Snapshot) -> IncompatibleOperations:
     wanted = "a directory" if operation in ("rmdir", "mkdir", "write below") else "a file"
-    return IncompatibleOperations(operation, base.path, expected=f"{wanted} or nothing", found=str(base.state))
+    return IncompatibleOperations(
+        operation, base.path, expected=f"{wanted} or nothing", found=str(base.state)
+    )

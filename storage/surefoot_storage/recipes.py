@@ -92,7 +92,7 @@ def _can_exchange(fs: FsOps, stage: int) -> bool:
 
 
 def _stamps_are_fine(fs: FsOps, stage: int) -> bool:
-    """Linux 6.13 and later give a fresh stamp after each look (Documentation/filesystems/multigrain-ts.rst)."""
+    """Since Linux 6.13 each look is followed by a fresh stamp (filesystems/multigrain-ts.rst)."""
     name = f"probe.{os.getpid()}.t"
     fs.unlink(stage, name)
     fd = fs.create(stage, name)

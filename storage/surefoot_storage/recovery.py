@@ -61,7 +61,12 @@ def _order(chain: Chain) -> tuple[int, int, str]:
 
 
 def decide(
-    states: Sequence[State], now: State | None, *, power_cut: bool, torn: bool = False, newest_inode: bool = False
+    states: Sequence[State],
+    now: State | None,
+    *,
+    power_cut: bool,
+    torn: bool = False,
+    newest_inode: bool = False,
 ) -> Action:
     """What to do with a path that shows `now` (None: a link, a device).
 

@@ -34,8 +34,8 @@ class Outcome:
 class RollForward:
     """Finishes logged changes; safe to repeat, and safe to be killed at any call."""
 
-    def __init__(
-        self, fs: FsOps, layout: Layout, tree: Tree, stager: Stager, database: Database, report: KeepForeign
+    def __init__(  # noqa: PLR0917 - one collaborator each
+        self, fs: FsOps, layout: Layout, tree: Tree, database: Database, stager: Stager, report: KeepForeign
     ) -> None:
         self._fs = fs
         self._layout = layout
@@ -60,7 +60,10 @@ class RollForward:
     def _finish(self, chain: Chain, parents: Parents, outcome: Outcome, *, power_cut: bool) -> None:
         now, data, stamp = self._look(chain, parents)
         torn = isinstance(now, File) and power_cut and self._torn(chain, data)
-        newest = stamp is not None and (stamp.ino, stamp.mtime_ns) == (chain.last.stage_ino, chain.last.stage_mtime_ns)
+        newest = stamp is not None and (stamp.ino, stamp.mtime_ns) == (
+            chain.last.stage_ino,
+            chain.last.stage_mtime_ns,
+        )
         action = decide(chain.states, now, power_cut=power_cut, torn=torn, newest_inode=newest)
         if action is not Action.DONE and parents.get(chain.path) is None:
             action = Action.FOREIGN  # somebody removed the whole directory

@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import time
 from dataclasses import dataclass, field
 from typing import TypeAlias
-
-from . import fsops
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +117,19 @@ def snapshot_of(
     data: bytes = b"",
     *,
     xattrs: dict[str, bytes] | None = None,
-    fine_stamps: bool,
+    now_ns: int | None,
 ) -> Snapshot:
-    """The snapshot of a path that is missing, a directory or a regular file."""
+    """The snapshot of a path that is missing, a directory or a regular file.
+
+    `now_ns` is when it was looked at, None where two changes always give two stamps.
+    """
     if found is None:
         return Snapshot(path, ABSENT)
     stamp = Stamp.of(found)
-    if fsops.is_directory(found):
+    if stat.S_ISDIR(found.st_mode):
         return Snapshot(path, Directory(stamp.mode), stamp)
     state = File(digest_of(data), len(data), stamp.mode)
-    racy = not fine_stamps and time.time_ns() - stamp.ctime_ns < _RACY_NS
+    racy = now_ns is not None and now_ns - stamp.ctime_ns < _RACY_NS
     return Snapshot(path, state, stamp, data, xattrs or {}, racy)
 
 

@@ -45,7 +45,7 @@ def _fail(subject: str | None) -> OSError:
 
 
 def renameat2(from_fd: int, from_name: str, to_fd: int, to_name: str, flags: int) -> None:
-    """renameat2(2)."""
+    """Rename with flags."""
     source, target = os.fsencode(from_name), os.fsencode(to_name)
     while _renameat2(from_fd, source, to_fd, target, flags) != 0:
         if ctypes.get_errno() != errno.EINTR:
@@ -53,14 +53,14 @@ def renameat2(from_fd: int, from_name: str, to_fd: int, to_name: str, flags: int
 
 
 def sync_file_range(fd: int, flags: int) -> None:
-    """sync_file_range(2) over the whole file: write-out without a device flush."""
+    """Write-out of the whole file without a device flush."""
     while _sync_file_range(fd, 0, 0, flags) != 0:
         if ctypes.get_errno() != errno.EINTR:
             raise _fail(None)
 
 
 def syncfs(fd: int) -> None:
-    """syncfs(2)."""
+    """Flushes the whole filesystem."""
     while _syncfs(fd) != 0:
         if ctypes.get_errno() != errno.EINTR:
             raise _fail(None)
@@ -76,7 +76,7 @@ def filesystem_type(fd: int) -> tuple[int, str]:
 
 
 def openat2(dir_fd: int, path: str, flags: int, resolve: int) -> int:
-    """openat2(2); EAGAIN means that a rename raced the walk, so it is tried again."""
+    """Opens with a limit on where the path may lead; EAGAIN (a rename raced the walk) is tried again."""
     how = struct.pack("QQQ", flags | os.O_CLOEXEC, 0, resolve)
     name = os.fsencode(path)
     for _ in range(100):

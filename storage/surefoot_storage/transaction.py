@@ -340,7 +340,7 @@ class FileTransaction:
 
 
 def _checked_mode(operation: str, path: str, mode: int | None) -> int | None:
-    if mode is not None and not 0 <= mode <= 0o777:
+    if mode is not None and mode & ~0o777:
         raise InputError(operation, path, expected="permission bits from 0 to 0o777", found=oct(mode))
     return mode
 

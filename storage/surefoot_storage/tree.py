@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from types import TracebackType
+from typing import Self
 
 from . import fsops
 from .errors import PathRefused, UnreadableFile, os_error_text
@@ -68,7 +69,9 @@ class Tree:
         data: bytes = b"",
         xattrs: dict[str, bytes] | None = None,
     ) -> Snapshot:
-        return snapshot_of(path, found, data, xattrs=xattrs, fine_stamps=self.recipe.fine_stamps)
+        return snapshot_of(
+            path, found, data, xattrs=xattrs, now_ns=None if self.recipe.fine_stamps else self.fs.now_ns()
+        )
 
     def kind(self, path: str) -> str:
         """`file`, `directory`, `other` or `nothing`, without reading it."""
@@ -132,7 +135,7 @@ class Parents:
             return False
         return (now.st_dev, now.st_ino) == (then.st_dev, then.st_ino)
 
-    def __enter__(self) -> Parents:
+    def __enter__(self) -> Self:
         self._depth += 1
         return self
 

@@ -11,21 +11,22 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from . import opening, processes
-from .committing import Commit, Committer
 from .checkpoint import IDLE_S, Checkpointer
-from .database import Database, Row
+from .committing import Commit, Committer
+from .database import Database
 from .errors import CommitOutcomeUnknown, WorkspacePoisoned
 from .fsops import FsOps
-from .layout import DAMAGED, DATABASE, Layout
+from .layout import DAMAGED, DATABASE
 from .paths import CONTROL_DIR
 from .plan import Plan
 from .recipes import Recipe, RecipeName, probe
+from .records import Row
+from .rollforward import RollForward
 from .schema import STORAGE, Schema
 from .staging import Stager
-from .rollforward import RollForward
 from .transaction import FileTransaction, Statement
 from .tree import Tree
 
@@ -104,9 +105,7 @@ class Workspace:
             self._database.prepare(self._schemas, [self._first_row()])
             self._build_machinery()
             self.recovered = self._recover()
-            opening.finish_control(
-                self._layout, self._root_fd, made=made, uuid=self.uuid, now=self._clock()
-            )
+            opening.finish_control(self._layout, self._root_fd, made=made, uuid=self.uuid, now=self._clock())
 
     def _open_database(self) -> Database:
         path = os.path.join(self.root, CONTROL_DIR, DATABASE)
@@ -149,13 +148,18 @@ class Workspace:
 
     def _build_machinery(self) -> None:
         stager = Stager(self.fs, self._layout, self.recipe)
-        forward = RollForward(
-            self.fs, self._layout, self._tree, stager, self._database, self._note_foreign
-        )
         self._committer = Committer(
-            self.fs, self._layout, self._tree, self.recipe, self._database, stager, forward,
-            umask=self.fs.umask(), report=self._note_foreign,
-        )  # fmt: skip
+            self.fs,
+            self._layout,
+            self._tree,
+            self._database,
+            stager=stager,
+            forward=RollForward(
+                self.fs, self._layout, self._tree, self._database, stager, self._note_foreign
+            ),
+            umask=self.fs.umask(),
+            report=self._note_foreign,
+        )
 
     @property
     def uuid(self) -> str:
@@ -175,15 +179,14 @@ class Workspace:
             self._checkpointer.stop()
         with self._mutex:
             try:
-                if not self._dead:
-                    self.checkpoint()
+                self.checkpoint()
             finally:
-                self._dead = self._dead or "it was closed"
+                self._dead = "it was closed"
                 self._database.close()
                 self._layout.close()
                 self.fs.close(self._root_fd)
 
-    def __enter__(self) -> Workspace:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -221,13 +224,12 @@ class Workspace:
         tx.seal()
         if self._committer.backlog_is_full:
             self.checkpoint()
-        with self._committer.staged(tx) as staged:
-            with self._exclusive():
-                try:
-                    commit = self._committer.commit(tx, staged, at=self._clock())
-                except CommitOutcomeUnknown as error:
-                    self._poison(str(error))
-                    raise
+        with self._committer.staged(tx) as staged, self._exclusive():
+            try:
+                commit = self._committer.commit(tx, staged, at=self._clock())
+            except CommitOutcomeUnknown as error:
+                self._poison(str(error))
+                raise
         self._wake_checkpointer()
         return commit
 
@@ -271,7 +273,11 @@ class Workspace:
     def _check_alive(self) -> None:
         if self._dead:
             raise WorkspacePoisoned(
-                "use the workspace", self.root, expected="an open workspace", found=self._dead, hint="open it again"
+                "use the workspace",
+                self.root,
+                expected="an open workspace",
+                found=self._dead,
+                hint="open it again",
             )
 
     def _poison(self, cause: str) -> None:
@@ -298,7 +304,7 @@ class Workspace:
             self.checkpoint()
         except WorkspacePoisoned:
             return
-        except Exception as error:  # noqa: BLE001 - reported, kept in the log, tried again with the next one
+        except Exception as error:  # noqa: BLE001 - kept in the log, tried again with the next one
             self._observe("checkpoint_failed", {"error": f"{type(error).__name__}: {error}"})
 
     def _wake_checkpointer(self) -> None:
@@ -327,7 +333,7 @@ _never_closed: list[Database] = []
 def _poison_children() -> None:
     for workspace in list(_open_workspaces):
         if not workspace._dead:  # noqa: SLF001 - this is the class's own business
-            workspace._after_fork()  # noqa: SLF001
+            workspace._after_fork()  # noqa: SLF001 - this is the class's own business
 
 
 os.register_at_fork(after_in_child=_poison_children)

@@ -1,0 +1,119 @@
+"""Commands that only look: they work beside a running engine, and on a read-only disk."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from surefoot import rows
+from surefoot.model import Run
+from surefoot_storage import ReadOnlyWorkspace
+
+from .main import cli, shared_options
+from .output import emit, moment
+
+
+@cli.command()
+@click.argument("run_id", metavar="RUN")
+@shared_options
+def status(run_id: str, *, workspace: str, as_json: bool) -> int:
+    """Show where a run stands."""
+    with ReadOnlyWorkspace(workspace, schemas=[rows.SCHEMA]) as opened:
+        run = rows.get_run(opened, run_id)
+        blocked = rows.blocked_transactions(opened)
+        pending = rows.count_effects(opened, "pending", run_id)
+        dead = rows.count_effects(opened, "dead", run_id)
+    facts = {
+        **json.loads(run.status),
+        "directory": run.directory,
+        "effects_pending": pending,
+        "effects_dead": dead,
+        "unapplied_transactions": blocked,
+    }
+    emit(facts, _status_text(run, facts), as_json=as_json)
+    return 0
+
+
+def _status_text(run: Run, facts: dict[str, Any]) -> str:
+    lines = [
+        f"run         {run.id} ({run.workflow})",
+        f"state       {run.state.value}" + (f", next attempt {moment(run.next_at)}" if run.next_at else ""),
+        f"step        {run.step or '-'} (last: {run.last_step or '-'})",
+        f"directory   {run.directory}",
+        f"updated     {moment(run.updated_at)}, revision {run.revision}",
+    ]
+    if facts["effects_pending"] or facts["effects_dead"]:
+        lines.append(f"effects     {facts['effects_pending']} waiting, {facts['effects_dead']} dead")
+    if run.failure is not None:
+        lines.append(
+            f"error       {run.failure.error}: {run.failure.message} (attempt {run.failure.attempt})"
+        )
+        if run.failure.hint:
+            lines.append(f"hint: {run.failure.hint}")
+    lines += [f"not in place yet: {entry['cause']}" for entry in facts["unapplied_transactions"]]
+    return "\n".join(lines)
+
+
+@cli.command("list")
+@shared_options
+def list_runs(*, workspace: str, as_json: bool) -> int:
+    """Show all runs, the latest change first."""
+    with ReadOnlyWorkspace(workspace, schemas=[rows.SCHEMA]) as opened:
+        runs = rows.list_runs(opened)
+    facts = [
+        {
+            "run_id": run.id,
+            "workflow": run.workflow,
+            "state": run.state.value,
+            "step": run.step,
+            "updated_at": run.updated_at,
+            "transition_error": run.failure is not None,
+        }
+        for run in runs
+    ]
+    width = max([len(run.id) for run in runs], default=0)
+    lines = [
+        f"{run.id:<{width}}  {run.state.value:<9}  {run.step or '-'}  {moment(run.updated_at)}"
+        for run in runs
+    ]
+    emit(facts, "\n".join(lines) or "no runs", as_json=as_json)
+    return 0
+
+
+@cli.command()
+@click.argument("run_id", metavar="RUN", required=False)
+@click.option("--traceback", "with_traceback", is_flag=True, help="Show tracebacks of failures.")
+@shared_options
+def log(run_id: str | None, *, with_traceback: bool, workspace: str, as_json: bool) -> int:
+    """Show the history of one run, or of all: every status change, and the files it changed."""
+    with ReadOnlyWorkspace(workspace, schemas=[rows.SCHEMA]) as opened:
+        if run_id is not None:
+            rows.get_run(opened, run_id)
+        entries = rows.audit_log(opened, run_id)
+        files: dict[int, list[str]] = {}
+        for known in {entry["run_id"] for entry in entries}:
+            files.update(rows.changed_files(opened, known))
+        edits = rows.foreign_edits(opened)
+    for entry in entries:
+        entry["files"] = files.get(entry["seq"], [])
+        entry["foreign_edits"] = [edit for edit in edits if edit["seq"] == entry["seq"]]
+    text = "\n".join(_entry_text(entry, with_traceback=with_traceback) for entry in entries)
+    emit(entries, text or "no history", as_json=as_json)
+    return 0
+
+
+def _entry_text(entry: dict[str, Any], *, with_traceback: bool) -> str:
+    what = entry["event"] + (f" {entry['step']}" if entry["step"] else "")
+    head = f"{moment(entry['at'])}  {entry['run_id']}  {what} -> {entry['status']['state']}"
+    lines = [f"{head}  {entry['txid'] or ''}".rstrip()]
+    lines += [f"    {line}" for line in entry["files"]]
+    for edit in entry["foreign_edits"]:
+        kept = f".surefoot/conflicts/{edit['kept_as']}" if edit["kept_as"] else "in its place"
+        lines.append(f"    ! {edit['path']}: {edit['found']}; kept: {kept}")
+    if entry["failure"] and entry["event"] in ("failed", "interrupted"):
+        lines.append(f"    {entry['failure']['error']}: {entry['failure']['message']}")
+        if with_traceback:
+            lines += [f"    | {line}" for line in entry["failure"]["traceback"].splitlines()]
+    return "\n".join(lines)

@@ -1,0 +1,52 @@
+"""From an exception to what a run keeps of it."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import traceback as tracebacks
+from types import TracebackType
+
+import anyio
+
+from surefoot_storage import SurefootError
+
+from .model import Failure
+
+_TRACEBACK_CHARS_MAX = 20_000
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_LIBRARIES = tuple(
+    os.path.dirname(os.path.abspath(str(module.__file__))) + os.sep
+    for module in (anyio, asyncio, concurrent.futures)
+)
+
+
+def describe(error: BaseException, step: str, attempt: int, at: float) -> Failure:
+    """What a run keeps of an exception. Never fails, whatever the exception's own methods do."""
+    try:
+        message = error._message() if isinstance(error, SurefootError) else str(error)  # noqa: SLF001 - the message without its hint
+        text = "".join(tracebacks.format_exception(error.with_traceback(_users_frames(error))))
+    except Exception:  # noqa: BLE001 - a broken __str__ must not hide that the step failed
+        message, text = "(its message could not be made)", "".join(tracebacks.format_tb(error.__traceback__))
+    return Failure(
+        step=step,
+        attempt=attempt,
+        error=type(error).__name__,
+        message=message,
+        at=at,
+        hint=error.hint if isinstance(error, SurefootError) else "",
+        traceback=text[-_TRACEBACK_CHARS_MAX:],
+    )
+
+
+def _users_frames(error: BaseException) -> TracebackType | None:
+    """The traceback from the step's own code on; all of it where the error is in the engine."""
+    trace = error.__traceback__
+    while trace is not None and _is_ours(trace.tb_frame.f_code.co_filename):
+        trace = trace.tb_next
+    return trace or error.__traceback__
+
+
+def _is_ours(filename: str) -> bool:
+    return filename.startswith((_HERE, *_LIBRARIES))

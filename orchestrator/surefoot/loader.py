@@ -1,0 +1,93 @@
+"""`FILE.py:WORKFLOW` to a workflow, with every way in which that can go wrong told apart."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import sys
+import traceback
+from types import ModuleType
+
+from surefoot_storage import SurefootError
+
+from .declare import Workflow
+from .errors import LoadError
+
+_HINT = "name a file and a workflow in it: flows.py:publish"
+
+
+def load_workflow(reference: str) -> Workflow:
+    """The workflow that a reference names.
+
+    The file is imported under a name of its own, and its folder goes to the *end* of the import path:
+    neither can shadow an installed module.
+
+    Raises:
+        LoadError: the reference, the file or the name is wrong.
+        SurefootError: what a wrong declaration in the file raises.
+    """
+    path, colon, name = reference.rpartition(":")
+    if not colon:
+        path, name = reference, ""
+    if not path.endswith(".py"):
+        raise LoadError("load", reference, expected="FILE.py:WORKFLOW", found=repr(reference), hint=_HINT)
+    if not os.path.isfile(path):
+        found = "a directory" if os.path.isdir(path) else "no such file"
+        raise LoadError("load", path, expected="a Python file", found=found, hint=_HINT)
+    return _pick(_import(os.path.abspath(path)), path, name)
+
+
+def _import(path: str) -> ModuleType:
+    stem = os.path.splitext(os.path.basename(path))[0]
+    module_name = f"_surefoot_{hashlib.sha256(path.encode()).hexdigest()[:12]}_{stem}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    folder = os.path.dirname(path)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except SurefootError:
+        del sys.modules[module_name]
+        raise
+    except (Exception, SystemExit) as error:
+        del sys.modules[module_name]
+        raise LoadError(
+            "load",
+            path,
+            expected="a file that imports",
+            found=_where(error, path),
+            hint=f"try: python {path}",
+        ) from error
+    return module
+
+
+def _where(error: BaseException, path: str) -> str:
+    """`NameError: name 'x' is not defined (line 7)`."""
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error.msg} (line {error.lineno})"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    where = f" (line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}: {error}{where}"
+
+
+def _pick(module: ModuleType, path: str, name: str) -> Workflow:
+    found = {key: value for key, value in vars(module).items() if isinstance(value, Workflow)}
+    names = ", ".join(found) or "none"
+    if not name:
+        if len(found) == 1:
+            return next(iter(found.values()))
+        raise LoadError(
+            "load", path, expected="the name of a workflow", found=f"workflows: {names}", hint=_HINT
+        )
+    if name not in found:
+        value = getattr(module, name, None)
+        what = f"{name}, a {type(value).__name__}" if value is not None else f"no {name}"
+        raise LoadError("load", f"{path}:{name}", expected="a workflow", found=f"{what}; workflows: {names}")
+    return found[name]

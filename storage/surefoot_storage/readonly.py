@@ -1,0 +1,68 @@
+"""Looking into a workspace without a lock and without changing anything."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from . import fsops, opening
+from .database import Database
+from .fsops import FsOps
+from .layout import DATABASE
+from .paths import CONTROL_DIR
+from .records import Row
+from .schema import STORAGE, Schema
+
+
+class ReadOnlyWorkspace:
+    """The rows of a workspace, also while another process has it open, and on a read-only disk.
+
+    Raises:
+        WorkspaceUnusable: there is no workspace, it is another user's, or a newer version made it.
+    """
+
+    def __init__(
+        self, root: str | os.PathLike[str], *, schemas: Sequence[Schema] = (), fs: FsOps | None = None
+    ) -> None:
+        self.root = os.path.abspath(os.fspath(root))
+        seam = fs or FsOps()
+        root_fd = opening.open_root(seam, self.root)
+        try:
+            with opening.explained(self.root):
+                self._check(seam, root_fd)
+        finally:
+            seam.close(root_fd)
+        self._database = Database(os.path.join(self.root, CONTROL_DIR, DATABASE), read_only=True)
+        try:
+            self._database.refuse_newer([STORAGE, *schemas])
+        except BaseException:
+            self._database.close()
+            raise
+
+    def _check(self, fs: FsOps, root: int) -> None:
+        found = fs.lstat(root, CONTROL_DIR)
+        if found is None or not fsops.is_directory(found):
+            hint = "surefoot run makes one; or name another directory with --workspace"
+            raise opening.unusable(self.root, f"no {CONTROL_DIR} in it", "a workspace", hint)
+        with fs.opened_dir(root, CONTROL_DIR) as control:
+            opening.check_format(fs, control, self.root)
+            if fs.lstat(control, DATABASE) is None:
+                raise opening.unusable(self.root, f"no {CONTROL_DIR}/{DATABASE}", "a workspace's database")
+
+    def query(self, sql: str, values: Mapping[str, Any] | Sequence[Any] = ()) -> list[Row]:
+        """Rows of a SELECT."""
+        return self._database.query(sql, values)
+
+    def close(self) -> None:
+        """Gives the database back."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,65 @@
+"""Changes as rows of the log, and back."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, TypeAlias
+
+from .states import ABSENT, Directory, File, Op, Stamp, State
+
+Row: TypeAlias = "tuple[Any, ...]"
+
+
+def _state_columns(state: State) -> tuple[str, int | None, int | None, bytes | None]:
+    if isinstance(state, File):
+        return "file", state.mode, state.size, state.digest
+    if isinstance(state, Directory):
+        return "directory", state.mode, None, None
+    return "absent", None, None, None
+
+
+def _column_state(kind: str, mode: int, size: int, digest: bytes) -> State:
+    if kind == "file":
+        return File(digest, size, mode)
+    return Directory(mode) if kind == "directory" else ABSENT
+
+
+def op_row(seq: int, idx: int, op: Op) -> Row:
+    """The columns of `file_op`, in their order."""
+    stamp = op.old_stamp
+    return (
+        seq,
+        idx,
+        os.fsencode(op.path),
+        *_state_columns(op.old),
+        stamp.ino if stamp else None,
+        stamp.mtime_ns if stamp else None,
+        *_state_columns(op.new),
+        op.stage,
+        op.stage_ino,
+        op.stage_mtime_ns,
+        op.kept,
+        op.uid,
+        op.gid,
+        json.dumps({name: value.hex() for name, value in op.xattrs.items()}) if op.xattrs else "{}",
+    )
+
+
+def row_op(row: Row) -> Op:
+    """From the columns of `file_op`, in their order."""
+    old = _column_state(*row[3:7])
+    size = old.size if isinstance(old, File) else 0
+    return Op(
+        path=os.fsdecode(row[2]),
+        old=old,
+        new=_column_state(*row[9:13]),
+        old_stamp=Stamp(row[7], size, row[8], 0, 0, 0, 0) if row[7] is not None else None,
+        stage=row[13],
+        stage_ino=row[14],
+        stage_mtime_ns=row[15],
+        kept=bool(row[16]),
+        uid=row[17],
+        gid=row[18],
+        xattrs={name: bytes.fromhex(value) for name, value in json.loads(row[19]).items()},
+    )
