@@ -247,7 +247,8 @@ class Committer:
             self._blocked = [(seq, ops) for seq, ops in doubtful if failed & {op.path for op in ops}]
             self.unapplied = tuple(outcome.failed)
             return outcome
-        self._make_durable([Unsynced(seq, ops) for seq, _, ops in unchecked])
+        for op, seq in self._make_durable([Unsynced(seq, ops) for seq, _, ops in unchecked]):
+            self._forward.rewrite(op, seq)
         self._forward.sweep([(seq, ops) for seq, _, ops in unchecked])
         self._database.mark_checkpointed(unchecked[-1][0], epoch)
         return outcome

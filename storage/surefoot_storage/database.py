@@ -104,6 +104,20 @@ class Database:
             self._create(first_rows, schemas[0])
         for schema in schemas:
             self._migrate(schema)
+        self._try_a_write()
+
+    def _try_a_write(self) -> None:
+        """SQLite quietly falls back to read-only where it cannot open its log for writing: find out now.
+
+        Raises:
+            WorkspaceUnusable: every later write would fail.
+        """
+        try:
+            self.write_rows([Statement("UPDATE workspace SET epoch = epoch")], at=0.0, durable=False)
+        except CommitFailed as error:
+            raise WorkspaceUnusable(
+                "open the database", self.path, expected="one that can be written", found=error.found, hint=error.hint
+            ) from error
 
     def _create(self, first_rows: Iterable[Statement], storage: Schema) -> None:
         with self._transaction():

@@ -172,15 +172,18 @@ class Workspace:
         return Recovered(tuple(outcome.completed), tuple(outcome.foreign), tuple(outcome.failed))
 
     def close(self) -> None:
-        """Flushes what is committed and gives the lock back. Closing twice is fine."""
+        """Flushes what is committed and gives the lock back. Closing twice is fine.
+
+        A flush that fails is reported to the observer: the log still holds everything, and the next
+        open finishes it.
+        """
         if self._dead:
             return
         if self._checkpointer_started:
             self._checkpointer.stop()
+        self._background_checkpoint()
         with self._mutex:
-            try:
-                self.checkpoint()
-            finally:
+            if not self._dead:
                 self._dead = "it was closed"
                 self._database.close()
                 self._layout.close()

@@ -1,0 +1,181 @@
+"""Workloads for the crash tests: a directory before, one transition, the directory after.
+
+The oracle knows nothing of the product: it is two dictionaries.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from surefoot import Engine, Next, Transaction, Workflow
+from surefoot_storage import Workspace
+
+Tree = dict[str, tuple[bytes | None, int]]  # path -> (content or None for a directory, mode)
+
+
+@dataclass
+class World:
+    """Old and new contents of the run's directory, and how a step gets from one to the other."""
+
+    name: str
+    old: dict[str, bytes]
+    new: dict[str, bytes]
+    modes: dict[str, int] = field(default_factory=dict)
+    empty_dirs_old: tuple[str, ...] = ()
+    empty_dirs_new: tuple[str, ...] = ()
+
+    def workflow(self) -> Workflow:
+        flow = Workflow("world", directory="run")
+
+        @flow.step
+        def prepare(tx: Transaction, _given: Any) -> None:
+            for path, data in self.old.items():
+                tx.write_bytes(path, data)
+            for path in self.empty_dirs_old:
+                tx.mkdir(path)
+
+        @flow.step
+        def change(tx: Transaction, _given: Any) -> Next | None:
+            for path, data in self.new.items():
+                tx.write_bytes(path, data, mode=self.modes.get(path))
+            for path in sorted(set(self.old) - set(self.new)):
+                tx.delete(path)
+            for path in self.empty_dirs_new:
+                tx.mkdir(path)
+            for path in self.empty_dirs_old:
+                if path not in self.empty_dirs_new:
+                    tx.rmdir(path)
+
+        @change.effect
+        def tell(_done: Any) -> None:
+            """Delivered while the kill points go on."""
+
+        return flow
+
+    def tree(self, which: str) -> Tree:
+        """What the run's directory must hold, the status file aside."""
+        files = self.old if which == "old" else self.new
+        dirs = self.empty_dirs_old if which == "old" else self.empty_dirs_new
+        found: Tree = {p: (d, self.modes.get(p, 0o644) if which == "new" else 0o644) for p, d in files.items()}
+        for path in [*files, *(f"{d}/x" for d in dirs)]:
+            parts = path.split("/")[:-1]
+            for i in range(len(parts)):
+                found["/".join(parts[: i + 1])] = (None, 0o755)
+        # directories that a deletion leaves empty stay
+        for path in self.old:
+            if which == "new" and "/" in path:
+                found.setdefault(path.rpartition("/")[0], (None, 0o755))
+        return found
+
+
+def generation(text: str, size: int) -> bytes:
+    return (text.encode() * (size // len(text) + 1))[:size]
+
+
+def replaces(count: int, size: int = 300) -> World:
+    names = [f"file{i:02}.txt" for i in range(count)]
+    return World(
+        f"replace{count}",
+        {name: generation(f"old {name} ", size) for name in names},
+        {name: generation(f"new {name} ", size + 7) for name in names},
+    )
+
+
+MIXED = World(
+    "mixed",
+    {"keep.txt": b"kept\n", "change.txt": b"before\n", "gone.txt": b"gone\n", "d/a.txt": b"a\n"},
+    {"keep.txt": b"kept\n", "change.txt": b"after\n", "made.txt": b"made\n", "e/f/b.txt": b"b\n", "d/a.txt": b"a\n"},
+    modes={"keep.txt": 0o600, "made.txt": 0o755},
+    empty_dirs_old=("hollow",),
+    empty_dirs_new=("fresh",),
+)
+LARGE = World(
+    "large",
+    {"big.bin": generation("old big ", 400_000), "small.txt": b"old\n"},
+    {"big.bin": generation("new big ", 500_000), "small.txt": b"new\n"},
+)
+WORLDS = {world.name: world for world in (replaces(3), replaces(40), MIXED, LARGE)}
+
+
+def read_tree(root: Path) -> Tree:
+    """The run's directory as anybody would see it."""
+    found: Tree = {}
+    for folder, dirs, files in os.walk(root / "run"):
+        for name in dirs:
+            path = Path(folder) / name
+            found[str(path.relative_to(root / "run"))] = (None, stat.S_IMODE(path.lstat().st_mode))
+        for name in files:
+            path = Path(folder) / name
+            if name != "demo.status.json":
+                found[str(path.relative_to(root / "run"))] = (
+                    path.read_bytes(),
+                    stat.S_IMODE(path.lstat().st_mode),
+                )
+    return found
+
+
+def torn(world: World, root: Path) -> list[str]:
+    """Before recovery: files that are neither the whole old nor the whole new version."""
+    bad = []
+    for path, (data, _) in read_tree(root).items():
+        if data is not None and data not in (world.old.get(path), world.new.get(path)):
+            bad.append(path)
+    return bad
+
+
+def make(world: World, root: Path, recipe: Any = None) -> None:
+    """The state before: a run whose next step is `change`."""
+    root.mkdir(parents=True)
+    flow = world.workflow()
+    with Engine(root, [flow], resume=False, recipe=recipe) as engine:
+        engine.start(flow, run_id="r").wait()
+        engine.advance("r").wait().or_raise()
+
+
+def change(world: World, root: Path, recipe: Any = None) -> Any:
+    """The transition under test, opening and closing included."""
+    with Engine(root, [world.workflow()], resume=False, recipe=recipe, effects_grace_s=5.0) as engine:
+        return engine.advance("r").wait()
+
+
+def verdict(world: World, root: Path, recipe: Any = None) -> dict[str, Any]:
+    """After reopening: which version everything is, or what is wrong."""
+    with Workspace(root, recipe=recipe) as workspace:
+        row = workspace.query("SELECT status, position FROM run WHERE id = 'r'")
+        audit = workspace.query("SELECT count(*) FROM audit WHERE event = 'step'")[0][0]
+        outbox = workspace.query("SELECT count(*) FROM outbox")[0][0]
+        unapplied = workspace.unapplied
+        conflicts = os.listdir(root / ".surefoot" / "conflicts")
+        workspace.checkpoint()
+        left = os.listdir(root / ".surefoot" / "stage") + os.listdir(root / ".surefoot" / "keep")
+    found = read_tree(root)
+    which = next((w for w in ("old", "new") if found == world.tree(w)), "MIX")
+    status = (root / "run" / "demo.status.json").read_bytes()
+    problems = []
+    if which == "MIX":
+        problems.append(f"neither old nor new: {_difference(found, world)}")
+    position = row[0][1]
+    if position != (2 if which == "new" else 1):
+        problems.append(f"files are {which}, rows say {position} transitions")
+    if (audit, outbox) != (position, position - 1):
+        problems.append(f"audit {audit}, outbox {outbox} at position {position}")
+    if status != row[0][0].encode():
+        problems.append("status file and row differ")
+    problems += [f"left behind: {name}" for name in left]
+    problems += [f"conflict kept for no reason: {name}" for name in conflicts]
+    problems += [f"unapplied: {entry}" for entry in unapplied]
+    return {"which": which, "problems": problems, "state": json.loads(row[0][0])}
+
+
+def _difference(found: Tree, world: World) -> str:
+    parts = []
+    for which in ("old", "new"):
+        want = world.tree(which)
+        differing = sorted(p for p in {*found, *want} if found.get(p) != want.get(p))
+        parts.append(f"against {which}: {differing[:5]}")
+    return "; ".join(parts)
