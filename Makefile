@@ -1,0 +1,44 @@
+# Each target makes its own environment; nothing has to be installed before but Python 3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check bench sweep clean
+
+demo: $(VENV)/installed  ## publish a site, killed in the middle, recovered
+	$(BIN)/python examples/site/demo.py
+
+test: $(VENV)/tests-installed  ## the whole test suite
+	$(BIN)/python -m pytest $(PYTEST)
+
+check: $(VENV)/check-installed  ## lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/tests-installed  ## ours against the alternatives, interleaved
+	$(BIN)/python bench/transition.py
+	$(BIN)/python bench/startup.py
+
+sweep: $(VENV)/tests-installed  ## every kill point of every workload, and of its recoveries
+	SUREFOOT_SWEEP=full $(BIN)/python -m pytest tests/test_sweeps.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is %s" % sys.version if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/tests-installed: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+$(VENV)/check-installed: $(VENV)/tests-installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,check]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
