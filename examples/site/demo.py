@@ -88,9 +88,10 @@ def look(workspace: Path) -> dict[str, str]:
 
 def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    arguments, _, agent = " ".join(sys.argv[1:]).partition("--")
-    command = agent.split() or AGENT
-    workspace = Path(arguments.strip() or REPOSITORY / "build" / "demo").resolve()
+    arguments = sys.argv[1:]
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    command = arguments[split + 1 :] or AGENT
+    workspace = Path(*(arguments[:split] or [REPOSITORY / "build" / "demo"])).resolve()
     if os.environ.get("SUREFOOT_DEMO_CHILD"):
         pages = len(list((workspace / "site").glob("*.html")))
         publish(workspace, "v2", command, PullThePlug(pages // 2))

@@ -259,7 +259,11 @@ class Committer:
     def wants_checkpoint(self) -> bool:
         """Whether enough has piled up for the background."""
         backlog = self._backlog
-        return len(backlog.unsynced) >= TRANSACTIONS_MAX or backlog.size_bytes >= BYTES_MAX
+        return (
+            len(backlog.unsynced) >= TRANSACTIONS_MAX
+            or backlog.size_bytes >= BYTES_MAX
+            or self._database.log_is_long
+        )
 
     @property
     def backlog_is_full(self) -> bool:

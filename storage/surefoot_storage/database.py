@@ -21,7 +21,7 @@ from .schema import APPLICATION_ID, Schema
 from .states import Op
 from .transaction import Statement
 
-WAL_PAGES_MAX = 1000  # about 4 MiB: past it the log is copied into the database and started over
+WAL_PAGES_MAX = 2000  # about 8 MiB: past it the log is copied into the database and started over
 _WAL_RESERVE_BYTES = 2 << 20  # written once, so that commits overwrite blocks instead of allocating them
 _BUSY_MS = 5_000
 _COMMITTED, _BLOCKED, _VOID = 1, 4, 9

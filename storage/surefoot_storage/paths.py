@@ -25,7 +25,7 @@ def normalise(path: PathLike, *, operation: str) -> str:
     Raises:
         PathRefused: it is absolute, contains `..`, NUL or an over-long name, or is empty.
     """
-    text = os.fspath(path)
+    text: object = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(text, str):
         raise PathRefused(operation, repr(path), expected="a path as text", found=type(path).__name__)
     if text.startswith("/"):
