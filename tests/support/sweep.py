@@ -194,8 +194,6 @@ class Sweep:
     def count(self) -> dict[str, Any]:
         """Calls and flushes of later transitions of one open engine: the first after a log reset apart."""
         self.fresh()
-        read_end, write_end = os.pipe()
-        del read_end, write_end
         from surefoot import Workflow
 
         flow = Workflow("steady", directory="steady")
@@ -220,7 +218,14 @@ class Sweep:
                 self.shim.disarm()
                 flushes.append(self.shim.flushes)
                 calls.append(self.shim.count)
-        return {"flushes": flushes, "calls": calls, "names": self.shim.names()}
+            engine._the_open.workspace._database.checkpoint_log()
+            after_reset = []
+            for _ in range(2):
+                self.shim.arm()
+                engine.advance("s").wait().or_raise()
+                self.shim.disarm()
+                after_reset.append(self.shim.flushes)
+        return {"flushes": flushes, "calls": calls, "flushes_after_reset": after_reset}
 
 
 def main() -> None:

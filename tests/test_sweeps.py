@@ -1,0 +1,88 @@
+"""SIGKILL and errors at every state-changing call of one transition, in the real process, every thread.
+
+`make sweep` runs everything; by default the longest two are shortened to what fits into a check-in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SWEEP = Path(__file__).parent / "support" / "sweep.py"
+FULL = os.environ.get("SUREFOOT_SWEEP") == "full"
+
+
+def sweep(library: Path, folder: Path, world: str, mode: str, recipe: str = "") -> dict:
+    done = subprocess.run(
+        [sys.executable, SWEEP, folder, world, mode, *([recipe] if recipe else [])],
+        env={**os.environ, "LD_PRELOAD": str(library)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    print(f"{world} {mode} {recipe}: {report['cases']} cases, {report['seen']}")
+    return report
+
+
+@pytest.mark.parametrize("files", [3, 40])
+def test_one_flush_for_any_number_of_small_files_and_two_after_a_log_reset(shim_library, tmp_path, files):
+    report = sweep(shim_library, tmp_path, f"replace{files}", "count")
+    assert report["flushes"] == [1] * 6
+    assert report["flushes_after_reset"] == [2, 1]
+
+
+KILLS = [("replace3", ""), ("mixed", ""), ("mixed", "portable"), ("large", ""), ("replace40", "")]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("world", "recipe"), KILLS)
+def test_killed_before_any_call_it_is_all_old_or_all_new(shim_library, tmp_path, world, recipe):
+    report = sweep(shim_library, tmp_path, world, "kill", recipe)
+    assert report["problems"] == []
+    assert report["cases"] > 100
+    assert set(report["seen"]) == {"old", "new"}
+
+
+RECOVERIES = [("mixed", ""), *([("replace3", ""), ("mixed", "portable"), ("large", "")] if FULL else [])]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("world", "recipe"), RECOVERIES)
+def test_killed_again_during_recovery_it_is_still_right(shim_library, tmp_path, world, recipe):
+    report = sweep(shim_library, tmp_path, world, "recovery", recipe)
+    assert report["problems"] == []
+    assert report["cases"] > 1000
+
+
+FAILURES = [
+    ("replace3", "ENOSPC,EACCES,EIO", ""),
+    ("mixed", "EIO", "portable"),
+    ("large", "EIO,ENOSPC", ""),
+    *([("mixed", "ENOSPC,EACCES,EIO,EINTR,EROFS,EMFILE,EDQUOT,EPERM", "")] if FULL else []),
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("world", "errors", "recipe"), FAILURES)
+def test_a_failure_at_any_call_changes_nothing_or_is_completed(shim_library, tmp_path, world, errors, recipe):
+    report = sweep(shim_library, tmp_path, world, errors, recipe)
+    assert report["problems"] == []
+    assert report["cases"] > 200
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("filesystem", ["xfs_folder", "tmpfs_folder"])
+def test_kills_and_failures_on_other_filesystems(shim_library, filesystem, request):
+    folder = request.getfixturevalue(filesystem)
+    for mode in ("kill", "EIO"):
+        (folder / mode).mkdir()
+        report = sweep(shim_library, folder / mode, "mixed", mode)
+        assert report["problems"] == []
+        assert report["cases"] > 100
