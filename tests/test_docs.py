@@ -1,0 +1,51 @@
+"""The README's code runs, and what it promises by name exists."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from click.testing import CliRunner
+from surefoot.cli import inspecting
+from surefoot.cli.main import cli
+
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def test_the_example_and_its_commands_run(tmp_path):
+    (python,) = blocks("python")
+    (tmp_path / "hello.py").write_text(python)
+    done = subprocess.run([sys.executable, "hello.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "published first first/2/publish/tell_tracker" in done.stdout
+    assert "completed in demos/first" in done.stdout
+    assert (tmp_path / "demos/first/site/index.html").read_text() == "<h1>mountains</h1>"
+    assert (tmp_path / "demos/first/demo.status.json").exists()
+    commands = [line for line in blocks("sh")[1].splitlines() if line]
+    assert len(commands) == 3
+    for command in commands:
+        arguments = [sys.executable, "-m", "surefoot", *command.split()[1:]]
+        done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "second" in done.stdout
+
+
+def test_every_command_is_in_the_readme_and_has_help():
+    assert inspecting
+    for name, command in cli.commands.items():
+        assert re.search(rf"`(surefoot )?{name}\b", README), name
+        assert command.help
+        assert CliRunner().invoke(cli, [name, "--help"]).exit_code == 0
+
+
+def test_make_targets_exist():
+    makefile = (REPOSITORY / "Makefile").read_text()
+    for target in re.findall(r"make (\w+)", README):
+        if target not in ("them", "it"):
+            assert f"\n{target}:" in makefile, target
