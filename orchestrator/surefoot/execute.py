@@ -271,6 +271,15 @@ class Executor:
             audit = rows.append_audit(after, event, step=run.step, committed=True)
             return self._commit_status(run, after, files, [rows.update_run(after), audit, *statements])
 
+        return await self.commit(work)
+
+    async def commit(self, work: Callable[[], Commit]) -> Commit:
+        """A commit that needs no step's body: a conflict with somebody else is simply tried again."""
+        for rerun in range(CONFLICT_RERUNS_MAX):
+            try:
+                return await self.uninterrupted(work)
+            except Conflict:
+                await anyio.sleep(_CONFLICT_WAIT_S * (rerun + 1) * (0.5 + self._random()))
         return await self.uninterrupted(work)
 
     def _report(self, run: Run, after: Run, step: Step[..., Any], commit: Commit) -> TransitionResult:

@@ -28,7 +28,7 @@ def describe(error: BaseException, step: str, attempt: int, at: float) -> Failur
         message = error._message() if isinstance(error, SurefootError) else str(error)  # noqa: SLF001 - the message without its hint
         text = "".join(tracebacks.format_exception(error.with_traceback(_users_frames(error))))
     except Exception:  # noqa: BLE001 - a broken __str__ must not hide that the step failed
-        message, text = "(its message could not be made)", "".join(tracebacks.format_tb(error.__traceback__))
+        message, text = "(its message could not be made)", "Traceback\n" + "".join(tracebacks.format_tb(_users_frames(error)))
     return Failure(
         step=step,
         attempt=attempt,

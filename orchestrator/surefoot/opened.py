@@ -139,7 +139,7 @@ class OpenEngine:
             there = await to_thread.run_sync(rows.find_run, self.workspace, run_id)
             if there is not None:
                 return _same_run(there, new, on_exists)
-            commit = await self.executor.uninterrupted(lambda: self._create(new, adopt=adopt))
+            commit = await self.executor.commit(lambda: self._create(new, adopt=adopt))
             logger(run=run_id, txid=commit.txid).info(
                 "run.started", workflow=new.workflow, directory=new.directory
             )
@@ -185,17 +185,17 @@ class OpenEngine:
                 return driver.result
         driver = self._drivers[run_id] = _Driver()
         try:
-            driver.result = await self._drive(run_id, driver.scope)
+            driver.result = await self._drive(run_id, driver)
         finally:
             if self._drivers.get(run_id) is driver:
                 del self._drivers[run_id]
             driver.done.set()
         return driver.result
 
-    async def _drive(self, run_id: str, scope: anyio.CancelScope) -> RunResult:
+    async def _drive(self, run_id: str, driver: _Driver) -> RunResult:
         run = await self.get(run_id)
         results: list[TransitionResult] = []
-        with scope:
+        with driver.scope:
             while run.state.is_due:
                 if run.next_at is not None:
                     await self._clock.sleep_until(run.next_at)
@@ -207,7 +207,8 @@ class OpenEngine:
                 self.outbox.notify()
                 if moved.result.outcome == "blocked":
                     break
-        if scope.cancelled_caught:
+        if driver.scope.cancelled_caught:
+            await driver.cancelled.wait()
             run = await self.get(run_id)
         return await self._result(run, results)
 
@@ -277,9 +278,10 @@ class OpenEngine:
 
     async def cancel(self, run_id: str) -> Run:
         run = await self.get(run_id)
+        driver = self._drivers.get(run_id)
         self.executor.cancel_requested.add(run_id)
         try:
-            if (driver := self._drivers.get(run_id)) is not None:
+            if driver is not None:
                 driver.scope.cancel()
             async with self._lock(run_id):
                 run = await self.get(run_id)
@@ -291,6 +293,8 @@ class OpenEngine:
                 await self.executor.commit_status(run, after, "cancelled", [])
         finally:
             self.executor.cancel_requested.discard(run_id)
+            if driver is not None:
+                driver.cancelled.set()
         logger(run=run_id).info("run.cancelled", step=run.step)
         return after
 
@@ -330,6 +334,7 @@ class _Driver:
 
     def __init__(self) -> None:
         self.scope = anyio.CancelScope()
+        self.cancelled = anyio.Event()  # whoever cancelled the scope has settled the run
         self.done = anyio.Event()
         self.result: RunResult | None = None
 

@@ -140,7 +140,8 @@ class Committer:
     def _check(self, tx: FileTransaction, parents: Parents) -> None:
         """Nobody may have changed what was read: the last look before the commit point."""
         for snapshot in tx.snapshots.values():
-            self._check_snapshot(snapshot, parents)
+            shared = isinstance(snapshot.state, Absent) and tx.may_be_made_by_others(snapshot.path)
+            self._check_snapshot(snapshot, parents, directory_is_fine=shared)
         for directory, names in tx.listings.items():
             now = self._tree.names(directory)
             if _listing(now, directory) != names:
@@ -151,12 +152,16 @@ class Committer:
                     found=f"another one ({len(now or ())} names)",
                 )
 
-    def _check_snapshot(self, snapshot: Snapshot, parents: Parents) -> None:
+    def _check_snapshot(
+        self, snapshot: Snapshot, parents: Parents, *, directory_is_fine: bool = False
+    ) -> None:
         directory = parents.get(snapshot.path, operation="commit")
         found = None if directory is None else self._fs.lstat(directory, leaf_of(snapshot.path))
         if found is None:
             if not isinstance(snapshot.state, Absent):
                 raise _conflict(snapshot, "nothing: it was deleted")
+            return
+        if directory_is_fine and fsops.is_directory(found):
             return
         now = Stamp.of(found)
         if isinstance(snapshot.state, Directory):

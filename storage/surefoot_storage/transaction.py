@@ -78,6 +78,7 @@ class FileTransaction:
         self._base: dict[str, Snapshot] = {}
         self._listed: dict[str, tuple[str, ...] | None] = {}
         self._wants: dict[str, Want] = {}
+        self._unread: set[str] = set()  # first looked at by the commit itself
         self._state: Literal["open", "sealed", "fenced"] = "open"
         self._gate = threading.Lock()
 
@@ -336,7 +337,12 @@ class FileTransaction:
         """The path's snapshot, for the commit of a sealed transaction: taken now where it was never read."""
         if path not in self._base:
             self._base[path] = self._tree.load(path, operation="write")
+            self._unread.add(path)
         return self._base[path]
+
+    def may_be_made_by_others(self, path: str) -> bool:
+        """Whether a directory that appears here meanwhile is as good as our own: nobody had looked."""
+        return path in self._unread and isinstance(self._wants.get(path, MakeDir()), MakeDir)
 
 
 def _checked_mode(operation: str, path: str, mode: int | None) -> int | None:
