@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -51,9 +52,14 @@ class Database:
             )
         self.path = path
         self._log_pages = 0
-        flags = apsw.SQLITE_OPEN_READONLY if read_only else apsw.SQLITE_OPEN_READWRITE
+        name, flags = path, apsw.SQLITE_OPEN_READWRITE
+        if read_only:
+            flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+            # Without a log SQLite would make one, even to read: then there is nothing in it to miss.
+            alone = "" if os.path.exists(f"{path}-wal") else "?immutable=1"
+            name = f"file:{urllib.parse.quote(path)}{alone}"
         try:
-            self._db = apsw.Connection(path, flags=flags | apsw.SQLITE_OPEN_NOFOLLOW)
+            self._db = apsw.Connection(name, flags=flags | apsw.SQLITE_OPEN_NOFOLLOW)
             self._db.set_busy_timeout(_BUSY_MS)
             self._found = self._versions()
         except apsw.Error as error:
@@ -91,8 +97,18 @@ class Database:
                 )
 
     def prepare(self, schemas: Sequence[Schema], first_rows: Iterable[Statement]) -> None:
-        """Sets the connection up and brings the tables to this code's version."""
+        """Sets the connection up and brings the tables to this code's version.
+
+        Raises:
+            WorkspaceUnusable: the disk is full or read-only, or a newer version has been here.
+        """
         self.refuse_newer(schemas)
+        try:
+            self._prepare(schemas, first_rows)
+        except apsw.Error as error:
+            raise _unusable(self.path, error) from error
+
+    def _prepare(self, schemas: Sequence[Schema], first_rows: Iterable[Statement]) -> None:
         self._db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         self._db.execute("PRAGMA journal_mode = WAL").fetchall()
         self._db.execute("PRAGMA wal_autocheckpoint = 0; PRAGMA journal_size_limit = -1;").fetchall()
@@ -383,6 +399,15 @@ def _failed(txid: str, error: BaseException) -> CommitFailed:
 
 
 def _unusable(path: str, error: apsw.Error) -> WorkspaceUnusable:
+    if isinstance(error, apsw.FullError | apsw.IOError | apsw.ReadOnlyError | apsw.CantOpenError):
+        full = isinstance(error, apsw.FullError)
+        return WorkspaceUnusable(
+            "open the database",
+            path,
+            expected="a disk that takes it",
+            found=f"{type(error).__name__}: {error}",
+            hint="free some disk space" if full else "check the disk and the permissions",
+        )
     return WorkspaceUnusable(
         "open the database",
         path,

@@ -113,13 +113,12 @@ class Workspace:
             self.fs.close(self.fs.create(self._layout.control, DATABASE))
         if self.fs.lstat(self._layout.control, DAMAGED) is not None:
             self._move_to_new_blocks(path)
-        database = Database(path)
+        look = Database(path, read_only=True)  # a newer format must not even see its log touched
         try:
-            database.refuse_newer(self._schemas)
-        except BaseException:
-            database.close()
-            raise
-        return database
+            look.refuse_newer(self._schemas)
+        finally:
+            look.close()
+        return Database(path)
 
     def _move_to_new_blocks(self, path: str) -> None:
         """After a failed flush the pages in memory may never have been written: copy them, checked."""
