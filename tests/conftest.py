@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import shim
 import structlog
+
 from surefoot_storage import Workspace
 
 

@@ -9,6 +9,7 @@ import threading
 import apsw
 import pytest
 from faulty import Hooked, Once, fails
+
 from surefoot_storage import (
     CommitFailed,
     CommitOutcomeUnknown,
@@ -162,7 +163,10 @@ def test_rows_and_files_go_together_or_not_at_all(workspace, root):
     tx.write_bytes("a", b"1")
     tx.rows("INSERT INTO note VALUES (:text)", text="one")
     workspace.commit(tx)
-    for sql, expected in (("INSERT INTO note VALUES ('one')", CommitFailed), ("DELETE FROM note WHERE 0", Conflict)):
+    for sql, expected in (
+        ("INSERT INTO note VALUES ('one')", CommitFailed),
+        ("DELETE FROM note WHERE 0", Conflict),
+    ):
         tx = workspace.begin()
         tx.write_bytes("a", b"2")
         tx.rows(sql, expect=1)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from click.testing import CliRunner
+
 from surefoot.cli import inspecting
 from surefoot.cli.main import cli
 
@@ -16,13 +17,15 @@ README = (REPOSITORY / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_example_and_its_commands_run(tmp_path):
     (python,) = blocks("python")
     (tmp_path / "hello.py").write_text(python)
-    done = subprocess.run([sys.executable, "hello.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "hello.py"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert "published first first/2/publish/tell_tracker" in done.stdout
     assert "completed in demos/first" in done.stdout
     assert (tmp_path / "demos/first/site/index.html").read_text() == "<h1>mountains</h1>"

@@ -9,9 +9,11 @@ import os
 import threading
 
 import anyio
+import anyio.lowlevel
 import pytest
 from faulty import Hooked, fails
 from pydantic import BaseModel
+
 from surefoot import (
     DeclarationError,
     Done,
@@ -65,7 +67,9 @@ def flow_of(*bodies, **options):
 
 def snapshot(root):
     return {
-        str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file() and ".surefoot" not in p.parts
+        str(p.relative_to(root)): p.read_bytes()
+        for p in root.rglob("*")
+        if p.is_file() and ".surefoot" not in p.parts
     }
 
 
@@ -117,7 +121,14 @@ async def test_status_file_and_row_are_byte_for_byte_the_same_after_every_commit
         await engine.cancel("r")
         assert status(root)["state"] == "cancelled"
         log = rows.audit_log(engine._the_open.workspace, "r")
-    assert [entry["event"] for entry in log] == ["started", "step", "failed", "retried", "failed", "cancelled"]
+    assert [entry["event"] for entry in log] == [
+        "started",
+        "step",
+        "failed",
+        "retried",
+        "failed",
+        "cancelled",
+    ]
     assert [entry["revision"] for entry in log] == list(range(1, 7))
 
 
@@ -603,7 +614,9 @@ async def test_unapplied_is_reported_blocks_the_run_and_is_finished_later(root):
     fs = Hooked()
     async with Engine(root, [flow], fs=fs, resume=False) as engine:
         await engine.start(flow, {"topic": "t"}, run_id="r")
-        fs.hook = lambda name, args: fails(errno.EACCES)() if name.startswith("rename") and "x" in args else None
+        fs.hook = lambda name, args: (
+            fails(errno.EACCES)() if name.startswith("rename") and "x" in args else None
+        )
         result = await engine.advance("r")
         assert result.outcome == "unapplied"
         assert result.unapplied[0][0] == "runs/r/x"
@@ -668,7 +681,7 @@ async def test_steps_that_share_a_lock_take_turns(root):
     async def step(tx, b):
         inside.append(1)
         assert len(inside) == 1
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         tx.write_text("x", "1")
         inside.pop()
 
@@ -733,5 +746,3 @@ def test_declarations_are_checked():
         with pytest.raises(DeclarationError) as caught:
             case()
         assert caught.value.found
-
-

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from surefoot_storage import (
     Conflict,
     IncompatibleOperations,
@@ -301,7 +302,9 @@ def _forge(path: Path) -> None:
 
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize("use", ["read", "write"])
-def test_a_change_between_read_and_commit_is_a_conflict_and_nothing_is_overwritten(workspace, root, name, use):
+def test_a_change_between_read_and_commit_is_a_conflict_and_nothing_is_overwritten(
+    workspace, root, name, use
+):
     path = root / "a"
     path.write_text("old")
     tx = workspace.begin()

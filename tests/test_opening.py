@@ -12,9 +12,17 @@ from pathlib import Path
 
 import apsw
 import pytest
-from surefoot_storage import ReadOnlyWorkspace, Schema, Workspace, WorkspaceBusy, WorkspacePoisoned, WorkspaceUnusable
-from surefoot_storage.database import sqlite_is_safe
+
+from surefoot_storage import (
+    ReadOnlyWorkspace,
+    Schema,
+    Workspace,
+    WorkspaceBusy,
+    WorkspacePoisoned,
+    WorkspaceUnusable,
+)
 from surefoot_storage.fsops import FsOps
+from surefoot_storage.sqlite import sqlite_is_safe
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:
@@ -87,7 +95,9 @@ def test_a_newer_version_is_refused_and_left_untouched(root, how):
             opener(root, schemas=[layer])
         assert "upgrade" in caught.value.hint
     changed = {k for k, v in listing(root).items() if before.get(k) != v}
-    assert {k for k in changed if not k.endswith("-shm") and k not in (".surefoot", ".surefoot/stage")} == set()
+    assert {
+        k for k in changed if not k.endswith("-shm") and k not in (".surefoot", ".surefoot/stage")
+    } == set()
 
 
 def test_a_missing_or_foreign_database_is_refused(root):
@@ -144,7 +154,7 @@ def test_a_read_only_disk_is_refused_but_can_be_looked_at(small_ext4):
 
 
 def test_a_full_disk_is_refused_cleanly_and_a_full_one_later_rolls_back(small_ext4):
-    with open(small_ext4 / "ballast", "wb") as ballast, pytest.raises(OSError, match="No space"):  # noqa: PT012
+    with open(small_ext4 / "ballast", "wb") as ballast, pytest.raises(OSError, match="No space"):
         while True:
             ballast.write(b"x" * 65536)
             ballast.flush()

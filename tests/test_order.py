@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from faulty import Hooked
+
 from surefoot_storage import Workspace
 
 
@@ -20,7 +21,9 @@ class Trace:
             real = workspace._database.commit
             marked = workspace._database.mark_checkpointed
             workspace._database.commit = lambda *a, **k: (real(*a, **k), self.calls.append(("COMMIT", "")))[0]
-            workspace._database.mark_checkpointed = lambda *a: (self.calls.append(("MARK", "")), marked(*a))[1]
+            workspace._database.mark_checkpointed = lambda *a: (self.calls.append(("MARK", "")), marked(*a))[
+                1
+            ]
             self.folders = {
                 workspace._layout.stage: "stage", workspace._layout.keep: "keep", workspace._root_fd: "root"
             }  # fmt: skip
@@ -83,7 +86,10 @@ def test_portable_data_is_flushed_before_the_commit_point(root):
 def test_nothing_that_people_see_changes_before_the_commit_point(root, recipe):
     trace = Trace(root, recipe, NEW, OLD)
     visible = [
-        i for name in ("exchange", "rename_new", "rename_over", "link") for i in trace.all(name) if i < trace.applied
+        i
+        for name in ("exchange", "rename_new", "rename_over", "link")
+        for i in trace.all(name)
+        if i < trace.applied
     ]
     assert visible
     assert min(visible) > trace.first("COMMIT")

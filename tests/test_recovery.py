@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from faulty import Hooked
+
 from surefoot_storage import Workspace, processes
 from surefoot_storage.recovery import Action, decide, looks_torn
 from surefoot_storage.states import ABSENT, Directory, File, digest_of
@@ -48,7 +49,8 @@ def test_the_decision_table(states, now, power_cut, torn, action):
 
 
 @pytest.mark.parametrize(
-    ("data", "torn"), [(b"", True), (b"\0\0", True), (b"new\0\0", True), (b"new ve", False), (b"edited\0", False)]
+    ("data", "torn"),
+    [(b"", True), (b"\0\0", True), (b"new\0\0", True), (b"new ve", False), (b"edited\0", False)],
 )
 def test_what_looks_torn(data, torn):
     assert looks_torn(data, b"new version") is torn

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import structlog
 from pipeline import AGENT, site
+
 from surefoot import Engine, FsOps
 
 HERE = Path(__file__).resolve()
@@ -104,7 +105,9 @@ def main() -> None:
     print(f"  checked: {len(before)} pages, all v1")
 
     print("publishing v2, with SIGKILL in the middle of its last transition")
-    child = subprocess.run([sys.executable, HERE, *sys.argv[1:]], env={**os.environ, "SUREFOOT_DEMO_CHILD": "1"})
+    child = subprocess.run(
+        [sys.executable, HERE, *sys.argv[1:]], env={**os.environ, "SUREFOOT_DEMO_CHILD": "1"}
+    )
     if child.returncode != -signal.SIGKILL:
         sys.exit(f"the publishing process ended with {child.returncode} instead of SIGKILL")
     mixed = look(workspace)

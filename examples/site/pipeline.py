@@ -19,6 +19,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_for_filename
 from pygments.util import ClassNotFound
+
 from surefoot import Committed, Next, Retry, Transaction, Workflow
 from surefoot_steps import run_command
 

@@ -34,7 +34,7 @@ from . import machine, rows, templates
 from .clock import Clock
 from .declare import Step, Workflow
 from .errors import DeclarationError
-from .failures import describe
+from .failures import StepCancelled, StepTimedOut, describe
 from .log import logger
 from .model import Failure, Outcome, Run, RunState, TransitionResult
 from .transaction import Transaction
@@ -44,14 +44,6 @@ T = TypeVar("T")
 CONFLICT_RERUNS_MAX = 5
 _CONFLICT_WAIT_S = 0.02
 ABANDONED_BODIES_MAX = 8
-
-
-class StepTimedOut(Exception):
-    """An attempt took longer than its step's `timeout_s`."""
-
-
-class StepCancelled(Exception):
-    """The task that ran an attempt was cancelled."""
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,24 @@ _LIBRARIES = tuple(
 )
 
 
+class StepTimedOut(Exception):
+    """An attempt took longer than its step's `timeout_s`."""
+
+
+class StepCancelled(Exception):
+    """The task that ran an attempt was cancelled."""
+
+
 def describe(error: BaseException, step: str, attempt: int, at: float) -> Failure:
     """What a run keeps of an exception. Never fails, whatever the exception's own methods do."""
     try:
         message = error._message() if isinstance(error, SurefootError) else str(error)  # noqa: SLF001 - the message without its hint
         text = "".join(tracebacks.format_exception(error.with_traceback(_users_frames(error))))
     except Exception:  # noqa: BLE001 - a broken __str__ must not hide that the step failed
-        message, text = "(its message could not be made)", "Traceback\n" + "".join(tracebacks.format_tb(_users_frames(error)))
+        message, text = (
+            "(its message could not be made)",
+            "Traceback\n" + "".join(tracebacks.format_tb(_users_frames(error))),
+        )
     return Failure(
         step=step,
         attempt=attempt,

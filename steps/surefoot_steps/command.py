@@ -63,7 +63,9 @@ def run_command(
             with open(os.path.join(scratch, name), "wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
         log = _run(tx, argv, scratch, timeout_s, {**os.environ, **(env or {})})
-        return CommandResult(_result(argv, scratch, result, result_bytes_max, log), log, time.monotonic() - started)
+        return CommandResult(
+            _result(argv, scratch, result, result_bytes_max, log), log, time.monotonic() - started
+        )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -19,6 +19,7 @@ import apsw
 from .errors import CommitFailed, CommitOutcomeUnknown, Conflict, WorkspaceUnusable
 from .records import Row, op_row, row_op
 from .schema import APPLICATION_ID, Schema
+from .sqlite import commit_failed, sqlite_is_safe, unusable
 from .states import Op
 from .transaction import Statement
 
@@ -26,16 +27,6 @@ WAL_PAGES_MAX = 2000  # about 8 MiB: past it the log is copied into the database
 _WAL_RESERVE_BYTES = 2 << 20  # written once, so that commits overwrite blocks instead of allocating them
 _BUSY_MS = 5_000
 _COMMITTED, _BLOCKED, _VOID = 1, 4, 9
-
-
-_FIXED_IN = (3, 51, 3)
-_BACKPORTS: dict[tuple[int, ...], tuple[int, ...]] = {(3, 44): (3, 44, 6), (3, 50): (3, 50, 7)}
-
-
-def sqlite_is_safe(version: str) -> bool:
-    """Whether this SQLite is free of the WAL-reset bug."""
-    numbers = tuple(int(part) for part in version.split("."))
-    return numbers >= _BACKPORTS.get(numbers[:2], _FIXED_IN)
 
 
 class Database:
@@ -63,7 +54,7 @@ class Database:
             self._db.set_busy_timeout(_BUSY_MS)
             self._found = self._versions()
         except apsw.Error as error:
-            raise _unusable(path, error) from error
+            raise unusable(path, error) from error
 
     # --- opening ---
 
@@ -106,7 +97,7 @@ class Database:
         try:
             self._prepare(schemas, first_rows)
         except apsw.Error as error:
-            raise _unusable(self.path, error) from error
+            raise unusable(self.path, error) from error
 
     def _prepare(self, schemas: Sequence[Schema], first_rows: Iterable[Statement]) -> None:
         self._db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
@@ -132,7 +123,11 @@ class Database:
             self.write_rows([Statement("UPDATE workspace SET epoch = epoch")], at=0.0, durable=False)
         except CommitFailed as error:
             raise WorkspaceUnusable(
-                "open the database", self.path, expected="one that can be written", found=error.found, hint=error.hint
+                "open the database",
+                self.path,
+                expected="one that can be written",
+                found=error.found,
+                hint=error.hint,
             ) from error
 
     def _create(self, first_rows: Iterable[Statement], storage: Schema) -> None:
@@ -201,7 +196,7 @@ class Database:
             self._run(statements, {"seq": seq, "txid": txid, "at": at})
         except apsw.Error as error:
             self._roll_back()
-            raise _failed(txid, error) from error
+            raise commit_failed(txid, error) from error
         except BaseException:
             self._roll_back()
             raise
@@ -209,7 +204,7 @@ class Database:
             self._db.execute("COMMIT")
         except BaseException as error:
             self._settle(txid, error)
-            raise _failed(txid, error) from error
+            raise commit_failed(txid, error) from error
         return seq
 
     def _insert(
@@ -285,7 +280,7 @@ class Database:
             with self._transaction():
                 self._run(statements, {"at": at})
         except apsw.Error as error:
-            raise _failed("rows", error) from error
+            raise commit_failed("rows", error) from error
         finally:
             if not durable:
                 self._db.execute("PRAGMA synchronous = FULL")
@@ -297,7 +292,7 @@ class Database:
         try:
             return self._db.execute(sql, values).fetchall()
         except apsw.Error as error:
-            raise _unusable(self.path, error) from error
+            raise unusable(self.path, error) from error
 
     def consistent(self, read: Callable[[], Any]) -> Any:
         """Several queries over one state of the database."""
@@ -385,33 +380,3 @@ class Database:
             raise WorkspaceUnusable(
                 "repair the database", self.path, expected="a sound database", found=str(verdict[:3])
             )
-
-
-def _failed(txid: str, error: BaseException) -> CommitFailed:
-    full = isinstance(error, apsw.FullError)
-    return CommitFailed(
-        "commit",
-        txid,
-        expected="the log to take the transaction",
-        found=f"{type(error).__name__}: {error}",
-        hint="free some disk space and try again" if full else "nothing was changed; try again",
-    )
-
-
-def _unusable(path: str, error: apsw.Error) -> WorkspaceUnusable:
-    if isinstance(error, apsw.FullError | apsw.IOError | apsw.ReadOnlyError | apsw.CantOpenError):
-        full = isinstance(error, apsw.FullError)
-        return WorkspaceUnusable(
-            "open the database",
-            path,
-            expected="a disk that takes it",
-            found=f"{type(error).__name__}: {error}",
-            hint="free some disk space" if full else "check the disk and the permissions",
-        )
-    return WorkspaceUnusable(
-        "open the database",
-        path,
-        expected="Surefoot's database",
-        found=f"{type(error).__name__}: {error}",
-        hint="restore it from a backup; the workspace's own files are not affected",
-    )

@@ -26,6 +26,7 @@ from typing import Any
 import structlog
 import worlds
 from shim import Shim
+
 from surefoot import Engine, rows
 from surefoot_storage import Workspace
 
@@ -69,7 +70,7 @@ class Sweep:
         try:
             result = work()
             report["result"] = result
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             report["raised"] = type(error).__name__
             report["trace"] = traceback.format_exc()[-3000:]
         self.shim.disarm()
@@ -95,7 +96,7 @@ class Sweep:
     def check_after(self, case: str) -> dict[str, Any]:
         try:
             verdict = worlds.verdict(self.world, self.root, self.recipe)
-        except Exception:  # noqa: BLE001
+        except Exception:
             self.problems.append(f"{case}: reopening failed: {traceback.format_exc()[-1500:]}")
             return {"which": "?"}
         self.problems += [f"{case}: {problem}" for problem in verdict["problems"]]
@@ -111,7 +112,7 @@ class Sweep:
                 if failed and tried and run.failure is None and not run.interruptions:
                     self.problems.append(f"{case}: the run does not say that its transition failed")
                 result = engine.retry("r").wait() if engine.get("r").wait().step else None
-        except Exception:  # noqa: BLE001
+        except Exception:
             self.problems.append(f"{case}: retry failed: {traceback.format_exc()[-1500:]}")
             return
         if result is not None and not result.ok:

@@ -61,7 +61,9 @@ class World:
         """What the run's directory must hold, the status file aside."""
         files = self.old if which == "old" else self.new
         dirs = self.empty_dirs_old if which == "old" else self.empty_dirs_new
-        found: Tree = {p: (d, self.modes.get(p, 0o644) if which == "new" else 0o644) for p, d in files.items()}
+        found: Tree = {
+            p: (d, self.modes.get(p, 0o644) if which == "new" else 0o644) for p, d in files.items()
+        }
         for path in [*files, *(f"{d}/x" for d in dirs)]:
             parts = path.split("/")[:-1]
             for i in range(len(parts)):
@@ -89,7 +91,13 @@ def replaces(count: int, size: int = 300) -> World:
 MIXED = World(
     "mixed",
     {"keep.txt": b"kept\n", "change.txt": b"before\n", "gone.txt": b"gone\n", "d/a.txt": b"a\n"},
-    {"keep.txt": b"kept\n", "change.txt": b"after\n", "made.txt": b"made\n", "e/f/b.txt": b"b\n", "d/a.txt": b"a\n"},
+    {
+        "keep.txt": b"kept\n",
+        "change.txt": b"after\n",
+        "made.txt": b"made\n",
+        "e/f/b.txt": b"b\n",
+        "d/a.txt": b"a\n",
+    },
     modes={"keep.txt": 0o600, "made.txt": 0o755},
     empty_dirs_old=("hollow",),
     empty_dirs_new=("fresh",),
