@@ -204,7 +204,7 @@ class OpenEngine:
                 run = moved.run
                 results.append(moved.result)
                 self._settings.on_transition(moved.result)
-                self.outbox.notify()
+                self._notify(moved.result)
                 if moved.result.outcome == "blocked":
                     break
         if driver.scope.cancelled_caught:
@@ -273,8 +273,14 @@ class OpenEngine:
             except WorkspaceBlocked as error:
                 return self.executor.blocked(await self.get(run_id), error)
             moved = await self.executor.transition(run, self._workflow_of(run))
-        self.outbox.notify()
+        self._notify(moved.result)
         return moved.result
+
+    def _notify(self, result: TransitionResult) -> None:
+        """Wakes the outbox where the transition has put something into it."""
+        workflow = self._workflows[result.workflow]
+        if result.ok and workflow.steps[result.step].effects:
+            self.outbox.notify()
 
     async def cancel(self, run_id: str) -> Run:
         run = await self.get(run_id)

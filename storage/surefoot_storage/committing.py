@@ -316,6 +316,9 @@ class Committer:
         self, seq: int, op: Op, name: str, exclusive: Callable[[], AbstractContextManager[None]]
     ) -> None:
         """A writer that still had the old version open may have gone on: its bytes are kept."""
+        if self._is_untouched(op, name):
+            self._fs.unlink(self._layout.stage, name)
+            return
         data, _ = self._fs.read(self._layout.stage, name)
         versions = [state.digest for state in (op.old, op.new) if isinstance(state, File)]
         if digest_of(data) in versions:
@@ -324,6 +327,13 @@ class Committer:
         kept_as = keep_conflict(self._fs, self._layout, name, seq, op.path)
         with exclusive():
             self._report(seq, op.path, kept_as, "written to after it had been replaced")
+
+    def _is_untouched(self, op: Op, name: str) -> bool:
+        """By its stamp, where that proves it; by content otherwise."""
+        if op.old_stamp is None or not self._tree.recipe.fine_stamps:
+            return False
+        found = self._fs.lstat(self._layout.stage, name)
+        return found is not None and op.old_stamp.same_content(Stamp.of(found))
 
 
 def _listing(names: tuple[str, ...] | None, directory: str) -> tuple[str, ...] | None:

@@ -6,6 +6,7 @@ case collisions with existing names) is checked where the path is resolved.
 
 from __future__ import annotations
 
+import functools
 import os
 import unicodedata
 from typing import TypeAlias
@@ -19,6 +20,7 @@ PATH_BYTES_MAX = 4000  # PATH_MAX is 4096, the workspace's own prefix is reached
 PathLike: TypeAlias = "str | os.PathLike[str]"
 
 
+@functools.lru_cache(maxsize=4096)  # a step names the same few paths over and over
 def normalise(path: PathLike, *, operation: str) -> str:
     """The one spelling of `path`: relative, `/` between names, no `.`, no `..`.
 

@@ -74,7 +74,7 @@ class Stager:
                 staged.blobs[op.new.digest] = (len(data), data)
             found = self._fs.fstat(fd)
             if self._recipe.name == "journal" and not kept and len(staged.open_files) < _OPEN_FILES_MAX:
-                staged.open_files[op.stage] = self._fs.dup(fd)
+                staged.open_files[op.stage] = self._fs.dup(fd)  # awaited after the commit point
         return replace(op, stage_ino=found.st_ino, stage_mtime_ns=found.st_mtime_ns, kept=kept)
 
     @contextlib.contextmanager
