@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random as randoms
-import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -71,7 +70,7 @@ class Engine:
         on_transition: Callable[[TransitionResult], None] = lambda _result: None,
         clock: Clock | None = None,
         random: Callable[[], float] = randoms.random,
-        new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+        new_id: Callable[[], str] = lambda: os.urandom(16).hex(),
         fs: FsOps | None = None,
         recipe: RecipeName | None = None,
     ) -> None:

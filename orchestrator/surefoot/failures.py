@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import os
+import sys
 import traceback as tracebacks
 from types import TracebackType
-
-import anyio
 
 from surefoot_storage import SurefootError
 
@@ -16,10 +13,6 @@ from .model import Failure
 
 _TRACEBACK_CHARS_MAX = 20_000
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_LIBRARIES = tuple(
-    os.path.dirname(os.path.abspath(str(module.__file__))) + os.sep
-    for module in (anyio, asyncio, concurrent.futures)
-)
 
 
 class StepTimedOut(Exception):
@@ -60,4 +53,6 @@ def _users_frames(error: BaseException) -> TracebackType | None:
 
 
 def _is_ours(filename: str) -> bool:
-    return filename.startswith((_HERE, *_LIBRARIES))
+    loaded = (sys.modules.get(name) for name in ("anyio", "asyncio", "concurrent.futures", "trio", "outcome"))
+    folders = [os.path.dirname(str(module.__file__)) + os.sep for module in loaded if module is not None]
+    return filename.startswith((_HERE, *folders))

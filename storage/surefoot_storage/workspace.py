@@ -6,7 +6,6 @@ import contextlib
 import os
 import threading
 import time
-import uuid as uuids
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,7 +66,7 @@ class Workspace:
         fs: FsOps | None = None,
         recipe: RecipeName | None = None,
         clock: Callable[[], float] = time.time,
-        new_id: Callable[[], str] = lambda: uuids.uuid4().hex,
+        new_id: Callable[[], str] = lambda: os.urandom(16).hex(),
         observer: Observer = lambda _event, _facts: None,
         idle_s: float = IDLE_S,
     ) -> None:
@@ -142,7 +141,7 @@ class Workspace:
     def _first_row(self) -> Statement:
         return Statement(
             "INSERT INTO workspace (id, uuid, created_at, epoch) VALUES (1, :uuid, :at, :epoch)",
-            {"uuid": str(uuids.uuid4()), "at": self._clock(), "epoch": self.epoch},
+            {"uuid": os.urandom(16).hex(), "at": self._clock(), "epoch": self.epoch},
         )
 
     def _build_machinery(self) -> None:
