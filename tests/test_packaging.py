@@ -12,7 +12,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 
-USER = '''
+USER = """
 import steps.mine, storage
 from surefoot import Engine, Workflow
 from surefoot_steps import run_command
@@ -25,7 +25,7 @@ def one(tx, given):
 if __name__ == "__main__":
     with Engine("w", [flow]) as engine:
         print(engine.run(flow, run_id="r").wait().or_raise().state.value)
-'''
+"""
 
 
 @pytest.mark.long
@@ -65,7 +65,15 @@ def test_the_demo_publishes_is_killed_and_recovers(tmp_path):
     assert "none torn or empty" in done.stdout
     assert "all v2" in done.stdout
     assert len(list((tmp_path / "w/site").glob("*.html"))) > 50
-    broken = [sys.executable, REPOSITORY / "examples/site/demo.py", tmp_path / "x", "--", "sh", "-c", "exit 3"]
+    broken = [
+        sys.executable,
+        REPOSITORY / "examples/site/demo.py",
+        tmp_path / "x",
+        "--",
+        "sh",
+        "-c",
+        "exit 3",
+    ]
     done = subprocess.run(broken, capture_output=True, text=True)
     assert done.returncode != 0
     assert "exit code 3" in done.stderr

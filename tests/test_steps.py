@@ -23,7 +23,9 @@ def shell(tx, script, **options):
 
 def test_only_the_named_result_enters_the_transaction(root):
     def body(tx):
-        answer = shell(tx, 'cat in > out; echo scratch > other; echo "$WHO" said', give={"in": "x"}, env={"WHO": "me"})
+        answer = shell(
+            tx, 'cat in > out; echo scratch > other; echo "$WHO" said', give={"in": "x"}, env={"WHO": "me"}
+        )
         assert answer.log == "me said\n"
         tx.write_bytes("out", answer.result)
 
@@ -44,7 +46,9 @@ FAILS = {
 
 @pytest.mark.parametrize("script", FAILS)
 def test_what_goes_wrong_is_said_and_changes_nothing(root, script):
-    result = run(root, lambda tx: shell(tx, script, timeout_s=0.2 if "sleep" in script else 20, result_bytes_max=10))
+    result = run(
+        root, lambda tx: shell(tx, script, timeout_s=0.2 if "sleep" in script else 20, result_bytes_max=10)
+    )
     assert result.failure.error == "CommandFailed"
     assert FAILS[script] in result.failure.message
     assert os.listdir(root / "runs/r") == ["demo.status.json"]

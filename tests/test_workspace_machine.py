@@ -13,7 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from surefoot_storage import Conflict, InputError, Workspace
 
 NAMES = st.sampled_from(["a", "b", "d/x", "d/y", "d/e/z"])
-DATA = st.binary(max_size=40) | st.just(b"big" * 100_000)
+DATA = st.binary(max_size=40) | st.just(b"large")
+
+
+def grown(data: bytes) -> bytes:
+    """Large contents travel another way; a short name keeps the failing examples readable."""
+    return b"big" * 100_000 if data == b"large" else data
 
 
 class Machine(RuleBasedStateMachine):
@@ -39,8 +44,8 @@ class Machine(RuleBasedStateMachine):
                     tx.delete(path)
                     del after[path]
             else:
-                tx.write_bytes(path, data)
-                after[path] = data
+                tx.write_bytes(path, grown(data))
+                after[path] = grown(data)
             assert tx.exists(path) == (path in after)
         self.workspace.commit(tx)
         self.model = after
@@ -69,21 +74,15 @@ class Machine(RuleBasedStateMachine):
         if self.left_open is None:
             return
         tx, self.left_open = self.left_open, None
-        tx.write_bytes(path, data)
+        tx.write_bytes(path, grown(data))
         ((read, content),) = self.seen.items()
         try:
             self.workspace.commit(tx)
         except Conflict as conflict:
             assert conflict.subject in (read, path)
-            assert self.model.get(read) != content or self.touched
             return
         assert self.model.get(read) == content
-        self.model[path] = data
-
-    @property
-    def touched(self) -> bool:
-        """Written again with the same content: a new inode, so the commit may be over-careful."""
-        return True
+        self.model[path] = grown(data)
 
     @rule(path=NAMES, data=st.binary(min_size=1, max_size=40))
     def editor(self, path, data):
