@@ -6,6 +6,7 @@ import os
 import time
 
 import pytest
+
 from surefoot import Engine, Workflow
 from surefoot_steps import run_command
 

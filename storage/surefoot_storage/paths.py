@@ -20,7 +20,6 @@ PATH_BYTES_MAX = 4000  # PATH_MAX is 4096, the workspace's own prefix is reached
 PathLike: TypeAlias = "str | os.PathLike[str]"
 
 
-@functools.lru_cache(maxsize=4096)  # a step names the same few paths over and over
 def normalise(path: PathLike, *, operation: str) -> str:
     """The one spelling of `path`: relative, `/` between names, no `.`, no `..`.
 
@@ -30,6 +29,11 @@ def normalise(path: PathLike, *, operation: str) -> str:
     text: object = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(text, str):
         raise PathRefused(operation, repr(path), expected="a path as text", found=type(path).__name__)
+    return _spell(text, operation)
+
+
+@functools.lru_cache(maxsize=4096)  # a step names the same few paths over and over
+def _spell(text: str, operation: str) -> str:
     if text.startswith("/"):
         raise PathRefused(
             operation, text, expected="a path relative to the workspace", found="an absolute path"
