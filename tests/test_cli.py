@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -156,6 +157,31 @@ def test_looking_works_beside_a_running_engine_and_changing_says_who_is_there(cl
         busy = cli("advance", "r")
         assert busy.returncode == 5
         assert f"process {os.getpid()}" in busy.stderr
+
+
+@pytest.mark.parametrize("step", ["def", "async def"])
+def test_ctrl_c_ends_at_once_and_the_run_goes_on_later(cli, tmp_path, step):
+    body = (
+        "import anyio, threading\nfrom pathlib import Path\nfrom surefoot import Workflow\nflow = Workflow('f')\n"
+        f"@flow.step\n{step} slow(tx, given):\n    tx.write_text('a.txt', 'a')\n"
+        "    if not Path('go').exists():\n        print('started', flush=True)\n        "
+        + ("await anyio.sleep_forever()\n" if step != "def" else "threading.Event().wait()\n")
+    )
+    (tmp_path / "slow.py").write_text(body)
+    command = [sys.executable, "-m", "surefoot", "run", "slow.py:flow", "-w", "w", "--id", "r"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(signal.SIGINT)
+    _, shown = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "interrupted" in shown
+    status = json.loads(cli("status", "r", "--json").stdout)
+    assert (status["state"], status["transition_error"]) == ("running", False)
+    assert not (tmp_path / "w/runs/r/a.txt").exists()
+    (tmp_path / "go").touch()
+    assert cli("run", "slow.py:flow", "--id", "r").returncode == 0
 
 
 def test_usage_errors_and_help(cli):

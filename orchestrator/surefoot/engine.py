@@ -167,7 +167,15 @@ class Engine:
     def _wait(self, operation: Callable[[], Awaitable[Any]]) -> Any:
         if self._portal is None:
             raise RuntimeError("wait() works inside `with Engine(…) as engine`; in async code, await instead")
-        return self._portal.call(operation)
+        future = self._portal.start_task_soon(operation)
+        try:
+            return future.result()
+        except BaseException:
+            if not future.done():  # Ctrl-C: like a shutdown, the run goes on where it was when opened again
+                if self._opened is not None:
+                    self._opened.executor.closing = True
+                future.cancel()
+            raise
 
     async def _go_on(self, run_id: str) -> None:
         """A resumed run, in the background: nobody waits for it, so its failure is an event."""
