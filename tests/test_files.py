@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -19,6 +20,7 @@ from surefoot_storage import (
     TransactionClosed,
     UnreadableFile,
     Workspace,
+    syscalls,
 )
 
 
@@ -177,6 +179,21 @@ def test_a_symlink_on_the_way_is_refused_even_inside_the_workspace(workspace, ro
     with pytest.raises(PathRefused, match="symlink on the way"):
         workspace.commit(tx)
     assert list((root / "real").iterdir()) == []
+
+
+def test_without_openat2_the_way_is_walked_name_by_name(workspace, root, monkeypatch):
+    def missing(*_arguments):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(syscalls, "openat2", missing)
+    (root / "real/deep").mkdir(parents=True)
+    os.symlink("real", root / "link")
+    tx = workspace.begin()
+    tx.write_bytes("real/deep/a", b"x")
+    assert workspace.commit(tx).applied
+    assert (root / "real/deep/a").read_bytes() == b"x"
+    with pytest.raises(PathRefused):
+        workspace.begin().read_bytes("link/deep/a")
 
 
 def test_a_file_on_the_way_is_refused(workspace, root):

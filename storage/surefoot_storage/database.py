@@ -11,7 +11,7 @@ import contextlib
 import ctypes
 import os
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apsw
@@ -294,18 +294,6 @@ class Database:
         except apsw.Error as error:
             raise unusable(self.path, error) from error
 
-    def consistent(self, read: Callable[[], Any]) -> Any:
-        """Several queries over one state of the database."""
-        self._db.execute("BEGIN")
-        try:
-            return read()
-        finally:
-            self._db.execute("ROLLBACK")
-
-    def is_committed(self, txid: str) -> bool:
-        """Whether the log holds the transaction."""
-        return bool(self.query("SELECT 1 FROM txn WHERE txid = ? AND status <> ?", (txid, _VOID)))
-
     def unchecked_ops(self) -> list[tuple[int, bool, list[Op]]]:
         """(sequence, blocked, changes) of each transaction whose files are not known to be durable."""
         rows = self.query(
@@ -322,10 +310,6 @@ class Database:
         """Content by sha256; None where the database does not hold it itself."""
         rows = self.query("SELECT data FROM blob WHERE digest = ?", (digest,))
         return rows[0][0] if rows else None
-
-    def has_blob(self, digest: bytes) -> bool:
-        """Whether the content is kept, here or as a file."""
-        return bool(self.query("SELECT 1 FROM blob WHERE digest = ?", (digest,)))
 
     def epoch(self) -> str:
         """The boot and filesystem that the workspace was last used on."""
