@@ -83,7 +83,10 @@ def test_modes_are_kept_given_and_changed(workspace, root):
 def test_extended_attributes_and_owner_survive_a_replacement(workspace, root):
     path = root / "a"
     path.write_text("old")
-    os.setxattr(path, "user.colour", b"blue")
+    try:
+        os.setxattr(path, "user.colour", b"blue")
+    except OSError as error:
+        pytest.skip(f"not run, because this filesystem takes no attributes: {error}")
     if os.geteuid() == 0:
         os.chown(path, 1234, 4321)
     tx = workspace.begin()

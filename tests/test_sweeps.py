@@ -34,6 +34,8 @@ def sweep(library: Path, folder: Path, world: str, mode: str, recipe: str = "") 
 @pytest.mark.parametrize("files", [3, 40])
 def test_one_flush_for_any_number_of_small_files_and_two_after_a_log_reset(shim_library, tmp_path, files):
     report = sweep(shim_library, tmp_path, f"replace{files}", "count")
+    if report["recipe"] == "portable":
+        pytest.skip("not run, because the temporary directory is not on ext4, xfs or tmpfs")
     assert report["flushes"] == [1] * 6
     assert report["flushes_after_reset"] == [2, 1]
 

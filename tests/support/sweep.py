@@ -226,7 +226,8 @@ class Sweep:
                 engine.advance("s").wait().or_raise()
                 self.shim.disarm()
                 after_reset.append(self.shim.flushes)
-        return {"flushes": flushes, "calls": calls, "flushes_after_reset": after_reset}
+            recipe = engine._the_open.workspace.recipe.name
+        return {"flushes": flushes, "calls": calls, "flushes_after_reset": after_reset, "recipe": recipe}
 
 
 def main() -> None:
