@@ -61,6 +61,16 @@ def test_a_run_from_start_to_end_and_its_traces(cli, tmp_path):
     assert "hint: choose another id" in refused.stderr
 
 
+def test_a_command_tells_what_it_could_not_deliver(cli, tmp_path):
+    effects = (
+        "@one.effect\ndef good(done):\n    pass\n@two.effect\ndef bad(done):\n    raise OSError('down')\n"
+    )
+    (tmp_path / "effects.py").write_text(FLOWS + effects)
+    done = cli("run", "effects.py:flow", "--id", "r", "-i", "topic=x")
+    assert done.stdout == "r: completed\n1 effect(s) not delivered yet\n"
+    assert "1 waiting, 0 dead" in cli("status", "r").stdout
+
+
 def test_failure_preview_advance_and_recover(cli, tmp_path):
     (tmp_path / "w/broken").touch()
     done = cli("run", "flows.py", "--id", "r", "--input-json", '{"topic": "x"}')

@@ -302,12 +302,12 @@ class Engine:
         """Tries again to put committed files in place; returns (path, cause) of what is left."""
         return self._pending("settle", lambda: to_thread.run_sync(self._the_open.workspace.settle))
 
-    def deliver(self) -> Pending[int]:
-        """Delivers the effects that are due; returns how many still wait."""
+    def deliver(self, run_id: str | None = None) -> Pending[int]:
+        """Delivers the effects that are due, of one run or of all; returns how many still wait."""
 
         async def operation() -> int:
-            await self._the_open.outbox.deliver_due()
-            return await to_thread.run_sync(rows.count_effects, self._the_open.workspace, "pending")
+            await self._the_open.outbox.deliver_due(run_id)
+            return await to_thread.run_sync(rows.count_effects, self._the_open.workspace, "pending", run_id)
 
         return self._pending("deliver", operation)
 

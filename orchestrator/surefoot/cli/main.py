@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import click
@@ -77,7 +78,10 @@ def run(
         _progress(as_json=as_json) as show,
         Engine(workspace, [workflow], resume=False, on_transition=show) as engine,
     ):
-        result = engine.run(workflow, given, run_id=run_id, adopt=adopt, source=_absolute(reference)).wait()
+        result = _told(
+            engine,
+            engine.run(workflow, given, run_id=run_id, adopt=adopt, source=_absolute(reference)).wait(),
+        )
     emit(result.as_dict(), _run_text(result), as_json=as_json)
     return run_code(result)
 
@@ -91,7 +95,7 @@ def advance(run_id: str, reference: str | None, *, to_the_end: bool, workspace: 
     """Try the due step of a run once, now: the next one, or the one that failed."""
     with _progress(as_json=as_json) as show, _engine_for(workspace, run_id, reference, show) as engine:
         if to_the_end:
-            whole = engine.retry(run_id).wait()
+            whole = _told(engine, engine.retry(run_id).wait())
             emit(whole.as_dict(), _run_text(whole), as_json=as_json)
             return run_code(whole)
         result = engine.advance(run_id).wait()
@@ -156,7 +160,12 @@ def recover(*, resume: bool, workspace: str, as_json: bool) -> int:
 
 def _resume(workspace: str, run_id: str, *, as_json: bool) -> RunResult:
     with _progress(as_json=as_json) as show, _engine_for(workspace, run_id, None, show) as engine:
-        return engine.resume(run_id).wait()
+        return _told(engine, engine.resume(run_id).wait())
+
+
+def _told(engine: Engine, result: RunResult) -> RunResult:
+    """A command that exits says what it could not deliver: so it tries first."""
+    return replace(result, undelivered=engine.deliver(result.run_id).wait())
 
 
 def _engine_for(
