@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -94,16 +94,3 @@ def tmpfs_folder() -> Iterator[Path]:
     folder.mkdir()
     yield folder
     shutil.rmtree(folder)
-
-
-@pytest.fixture
-def put(workspace: Workspace) -> Callable[..., None]:
-    """Commits files in one go: put({"a": b"…"})."""
-
-    def commit(files: dict[str, bytes]) -> None:
-        tx = workspace.begin()
-        for path, data in files.items():
-            tx.write_bytes(path, data)
-        workspace.commit(tx)
-
-    return commit

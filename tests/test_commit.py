@@ -64,6 +64,31 @@ def test_bytes_saved_in_the_window_of_the_swap_are_kept_and_reported(root, recip
         assert [(path, kept in conflicts(root)) for path, kept in rows] == [(b"a", True)]
 
 
+def test_a_foreign_version_that_cannot_be_moved_or_noted_now_is_kept_by_the_checkpoint(root):
+    (root / "a").write_bytes(b"old")
+    fs = Hooked()
+    with Workspace(root, fs=fs, idle_s=3600) as workspace:
+        note = workspace._database.note_foreign_edit
+        workspace._database.note_foreign_edit = lambda *_a: (_ for _ in ()).throw(
+            CommitFailed("commit", "rows")
+        )
+
+        def hook(name, arguments):
+            if name == "exchange":
+                (root / "a").write_bytes(b"edited meanwhile")
+            if name == "rename_over":
+                raise OSError(errno.ENOSPC, "full")
+
+        fs.hook = hook
+        commit = write(workspace, {"a": b"ours"})
+        assert (commit.applied, commit.foreign) == (True, ("a",))
+        assert conflicts(root) == {}
+        fs.hook = lambda _n, _a: None
+        workspace.checkpoint()
+        assert list(conflicts(root).values()) == [b"edited meanwhile"]
+        workspace._database.note_foreign_edit = note
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_file_created_in_the_window_is_kept(root, recipe):
     fs = Hooked()

@@ -361,6 +361,26 @@ async def test_a_timeout_reaches_sync_and_async_bodies_and_fences_them(root):
         assert (await engine.run(slow, {"topic": "t"})).failure.error == "StepTimedOut"
 
 
+async def test_bodies_that_run_on_are_limited_and_declared_reads_too(root):
+    flow = Workflow("flow", input=Brief)
+    release = threading.Event()
+
+    @flow.step(timeout_s=0.02)
+    def deaf(tx, b):
+        release.wait(20)
+
+    big = Workflow("big", input=Brief)
+    big.step(workspace_reads=["*.bin"], reads_bytes_max=10)(lambda_step)
+    (root / "x.bin").write_bytes(b"x" * 11)
+    async with Engine(root, [flow, big]) as engine:
+        failures = [(await engine.run(flow, {"topic": "t"})).failure for _ in range(9)]
+        release.set()
+        assert [f.error for f in failures] == ["StepTimedOut"] * 8 + ["SurefootError"]
+        assert "tx.check()" in failures[-1].hint
+        failure = (await engine.run(big, {"topic": "t"})).failure
+        assert "at most 10 bytes" in failure.message
+
+
 async def test_a_cancelled_task_changes_nothing_and_marks_the_run(root):
     flow = Workflow("flow", input=Brief)
     started = anyio.Event()

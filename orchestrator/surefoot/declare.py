@@ -9,7 +9,7 @@ import string
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar, overload
+from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from pydantic import BaseModel, ValidationError
 
@@ -23,7 +23,6 @@ R = TypeVar("R")
 EffectFunction = TypeVar("EffectFunction", bound=Callable[..., Any])
 
 READS_BYTES_MAX = 64 << 20
-STEP_VISITS_MAX = 1_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -46,9 +45,6 @@ class Next:
 @dataclass(frozen=True)
 class Done:
     """Returned by a step: the run is complete, whatever was declared after this step."""
-
-
-StepReturn: TypeAlias = "Next | Done | None"
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,9 @@ class Committer:
 
     def _keep_foreign(self, seq: int, applied: Applied) -> None:
         for displaced in applied.displaced:
-            if displaced.foreign:
+            if not displaced.foreign:
+                continue
+            with contextlib.suppress(OSError):  # it lies safe in the stage: the checkpoint tries again
                 kept_as = keep_conflict(self._fs, self._layout, displaced.name, seq, displaced.op.path)
                 self._report(seq, displaced.op.path, kept_as, "an edit that raced the commit")
         for op, found in applied.foreign:

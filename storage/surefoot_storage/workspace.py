@@ -16,7 +16,7 @@ from . import opening, processes
 from .checkpoint import IDLE_S, Checkpointer
 from .committing import Commit, Committer
 from .database import Database
-from .errors import CommitOutcomeUnknown, WorkspacePoisoned
+from .errors import CommitFailed, CommitOutcomeUnknown, WorkspacePoisoned
 from .fsops import FsOps
 from .layout import DAMAGED, DATABASE
 from .paths import CONTROL_DIR
@@ -316,7 +316,8 @@ class Workspace:
         self._checkpointer.note(urgent=self._committer.wants_checkpoint)
 
     def _note_foreign(self, seq: int, path: str, kept_as: str, found: str) -> None:
-        self._database.note_foreign_edit(seq, path, kept_as, found, self._clock())
+        with contextlib.suppress(CommitFailed):  # told below; it must not undo what is committed
+            self._database.note_foreign_edit(seq, path, kept_as, found, self._clock())
         self._observe("foreign_edit", {"seq": seq, "path": path, "kept_as": kept_as, "found": found})
 
     def _after_fork(self) -> None:
