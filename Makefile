@@ -3,13 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench sweep clean
+.PHONY: demo test check bench sweep soak clean
 
 demo: $(VENV)/installed  ## publish a site, killed in the middle, recovered
 	$(BIN)/python examples/site/demo.py
 
 test: $(VENV)/tests-installed  ## the whole test suite
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n auto $(PYTEST)
 
 check: $(VENV)/check-installed  ## lint, types, layers
 	$(BIN)/ruff format --check .
@@ -19,10 +19,15 @@ check: $(VENV)/check-installed  ## lint, types, layers
 
 bench: $(VENV)/tests-installed  ## ours against the alternatives, interleaved
 	$(BIN)/python bench/transition.py
+	$(BIN)/python bench/concurrency.py
+	$(BIN)/python bench/large.py
 	$(BIN)/python bench/startup.py
 
 sweep: $(VENV)/tests-installed  ## every kill point of every workload, and of its recoveries
-	SUREFOOT_SWEEP=full $(BIN)/python -m pytest tests/test_sweeps.py
+	SUREFOOT_SWEEP=full $(BIN)/python -m pytest -n auto tests/test_sweeps.py
+
+soak: $(VENV)/tests-installed  ## processes killed and stopped at random: PROCESSES RUNS TRANSITIONS SEED
+	mkdir -p build/soak.$$$$ && $(BIN)/python tests/support/soak.py build/soak.$$$$ $(or $(SOAK),4 16 500 1)
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is %s" % sys.version if sys.version_info < (3, 11) else 0)'

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import shim
 import structlog
+from machines import mounted, not_run, overlaid
 
 from surefoot_storage import Workspace
-
-
-def not_run(reason: str, *, missing_package: bool = False) -> None:
-    """Says what is missing. On CI a missing package is a failure: `.ci/run` installs them."""
-    if missing_package and os.environ.get("CI") == "true":
-        pytest.fail(f"missing on CI: {reason}")
-    pytest.skip(f"not run, because {reason}")
 
 
 @pytest.fixture(autouse=True)
@@ -62,28 +55,22 @@ def xfs_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield from mounted(tmp_path_factory.mktemp("xfs"), ["mkfs.xfs", "-q"], "320M", "xfsprogs")
 
 
+@pytest.fixture(scope="session")
+def btrfs_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A mounted btrfs image."""
+    yield from mounted(tmp_path_factory.mktemp("btrfs"), ["mkfs.btrfs", "-q"], "400M", "btrfs-progs")
+
+
+@pytest.fixture(scope="session")
+def overlay_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A mounted overlay, as containers have it."""
+    yield from overlaid(tmp_path_factory.mktemp("overlay"))
+
+
 @pytest.fixture
 def small_ext4(tmp_path: Path) -> Iterator[Path]:
     """A mounted ext4 image with little room."""
     yield from mounted(tmp_path, ["mkfs.ext4", "-q", "-m", "0"], "16M", "e2fsprogs")
-
-
-def mounted(folder: Path, make: list[str], size: str, package: str) -> Iterator[Path]:
-    if shutil.which(make[0]) is None:
-        not_run(f"{make[0]} is not installed (package {package})", missing_package=True)
-    if os.geteuid() != 0:
-        not_run("mounting an image needs root")
-    image, mount = folder / "image", folder / "mount"
-    mount.mkdir()
-    subprocess.run(["truncate", "-s", size, image], check=True)
-    subprocess.run([*make, image], check=True, capture_output=True)
-    done = subprocess.run(["mount", "-o", "loop", image, mount], capture_output=True, text=True)
-    if done.returncode != 0:
-        not_run(f"this machine does not mount images: {done.stderr.strip()}")
-    try:
-        yield mount
-    finally:
-        subprocess.run(["umount", "-l", mount], check=False)
 
 
 @pytest.fixture

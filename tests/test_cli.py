@@ -159,14 +159,13 @@ def test_unusable_workspaces_have_their_own_code(cli, tmp_path):
     assert list((tmp_path / "w").iterdir()) == []
 
 
-def test_looking_works_beside_a_running_engine_and_changing_says_who_is_there(cli, tmp_path):
-    cli("run", "flows.py:flow", "--id", "r", "-i", "topic=x")
+def test_commands_work_beside_a_running_engine(cli, tmp_path):
+    (tmp_path / "w").mkdir(exist_ok=True)
     with Workspace(tmp_path / "w"):
+        assert cli("run", "flows.py:flow", "--id", "r", "-i", "topic=x").returncode == 0
         assert cli("status", "r").returncode == 0
         assert cli("log").returncode == 0
-        busy = cli("advance", "r")
-        assert busy.returncode == 5
-        assert f"process {os.getpid()}" in busy.stderr
+        assert "expected a run that is not over" in cli("advance", "r").stderr
 
 
 @pytest.mark.parametrize("step", ["def", "async def"])

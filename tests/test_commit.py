@@ -68,8 +68,8 @@ def test_a_foreign_version_that_cannot_be_moved_or_noted_now_is_kept_by_the_chec
     (root / "a").write_bytes(b"old")
     fs = Hooked()
     with Workspace(root, fs=fs, idle_s=3600) as workspace:
-        note = workspace._database.note_foreign_edit
-        workspace._database.note_foreign_edit = lambda *_a: (_ for _ in ()).throw(
+        note = workspace._store.database.note_foreign_edit
+        workspace._store.database.note_foreign_edit = lambda *_a: (_ for _ in ()).throw(
             CommitFailed("commit", "rows")
         )
 
@@ -86,7 +86,7 @@ def test_a_foreign_version_that_cannot_be_moved_or_noted_now_is_kept_by_the_chec
         fs.hook = lambda _n, _a: None
         workspace.checkpoint()
         assert list(conflicts(root).values()) == [b"edited meanwhile"]
-        workspace._database.note_foreign_edit = note
+        workspace._store.database.note_foreign_edit = note
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -224,8 +224,8 @@ class FailingCommit:
 
 
 def test_a_failed_commit_that_can_be_voided_changed_nothing(workspace, root):
-    real = workspace._database._db
-    workspace._database._db = FailingCommit(real, times=1, does_it=False)
+    real = workspace._store.database._db
+    workspace._store.database._db = FailingCommit(real, times=1, does_it=False)
     with pytest.raises(CommitFailed):
         write(workspace, {"a": b"new"})
     assert not (root / "a").exists()
@@ -237,7 +237,7 @@ def test_a_failed_commit_that_can_be_voided_changed_nothing(workspace, root):
 def test_an_unknown_outcome_is_settled_by_the_next_open(root, does_it):
     (root / "a").write_bytes(b"old")
     workspace = Workspace(root)
-    workspace._database._db = FailingCommit(workspace._database._db, times=2, does_it=does_it)
+    workspace._store.database._db = FailingCommit(workspace._store.database._db, times=2, does_it=does_it)
     with pytest.raises(CommitOutcomeUnknown) as caught:
         write(workspace, {"a": b"new"})
     assert "open the workspace again" in caught.value.hint
@@ -358,7 +358,7 @@ def test_a_checkpoint_that_fails_keeps_the_log(root):
 
 def test_the_background_checkpoint_empties_the_stage_when_it_is_quiet(root):
     done = threading.Event()
-    fs = Hooked(lambda name, _a: done.set() if name == "unlink" and _a[1].endswith(".0") else None)
+    fs = Hooked(lambda name, _a: done.set() if name == "unlink" and ".0." in _a[1] else None)
     (root / "a").write_bytes(b"old")
     with Workspace(root, fs=fs, idle_s=0.01) as workspace:
         write(workspace, {"a": b"new"})

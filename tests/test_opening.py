@@ -17,7 +17,6 @@ from surefoot_storage import (
     ReadOnlyWorkspace,
     Schema,
     Workspace,
-    WorkspaceBusy,
     WorkspacePoisoned,
     WorkspaceUnusable,
 )
@@ -35,7 +34,7 @@ def test_the_control_directory_is_private_and_ignores_itself(root):
     control = root / ".surefoot"
     assert control.stat().st_mode & 0o777 == 0o700
     assert (control / ".gitignore").read_text() == "*\n"
-    assert json.loads((control / "workspace.json").read_text())["format"] == 1
+    assert json.loads((control / "workspace.json").read_text())["format"] == 2
 
 
 def test_a_file_a_missing_directory_and_a_strange_control_are_refused(tmp_path):
@@ -49,16 +48,22 @@ def test_a_file_a_missing_directory_and_a_strange_control_are_refused(tmp_path):
     assert not (tmp_path / "missing").exists()
 
 
-def test_a_second_process_is_told_who_holds_it_and_may_look(root):
-    with Workspace(root) as workspace:
-        code = "import sys; from surefoot_storage import Workspace; Workspace(sys.argv[1])"
-        done = subprocess.run([sys.executable, "-c", code, root], capture_output=True, text=True)
-        assert f"found process {os.getpid()} (" in done.stderr
-        with pytest.raises(WorkspaceBusy, match="this process itself"):
-            Workspace(root)
+def test_a_second_process_may_work_and_look_at_the_same_time(root):
+    code = "import sys; from surefoot_storage import Workspace; w = Workspace(sys.argv[1]); t = w.begin();"
+    code += "t.write_bytes('theirs', b'x'); w.commit(t); w.close()"
+    with Workspace(root) as workspace, Workspace(root) as again:
+        subprocess.run([sys.executable, "-c", code, root], check=True)
+        for number, one in enumerate((workspace, again)):
+            tx = one.begin()
+            assert tx.read_bytes("theirs") == b"x"
+            tx.write_bytes(f"ours{number}", b"y")
+            assert one.commit(tx).seq == number + 2
         with ReadOnlyWorkspace(root) as seen:
-            assert seen.query("SELECT uuid FROM workspace") == [(workspace.uuid,)]
+            assert seen.query("SELECT uuid, (SELECT count(*) FROM txn) FROM workspace") == [
+                (workspace.uuid, 3)
+            ]
     Workspace(root).close()
+    assert os.listdir(root / ".surefoot/workers") == []
 
 
 def test_the_lock_goes_with_a_killed_process(root):
@@ -83,7 +88,7 @@ def test_a_newer_version_is_refused_and_left_untouched(root, how):
     layer = Schema("layer", ("CREATE TABLE layer (x)",))
     Workspace(root, schemas=[layer]).close()
     if how == "marker":
-        (root / ".surefoot/workspace.json").write_text('{"format": 2}')
+        (root / ".surefoot/workspace.json").write_text('{"format": 99}')
     else:
         db = apsw.Connection(str(root / ".surefoot/surefoot.db"))
         component = "storage" if how == "storage" else "layer"

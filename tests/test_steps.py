@@ -57,8 +57,8 @@ def test_what_goes_wrong_is_said_and_changes_nothing(root, script):
 
 def test_a_missing_command_and_a_wrong_name_are_named(root):
     assert "is it installed" in run(root, lambda tx: run_command(tx, ["no-such"], result="o")).failure.hint
-    (root / "b").mkdir()
-    assert run(root / "b", lambda tx: shell(tx, "true", result="../x")).failure.error == "InputError"
+    (root.parent / "b").mkdir()
+    assert run(root.parent / "b", lambda tx: shell(tx, "true", result="../x")).failure.error == "InputError"
 
 
 def test_a_timeout_of_the_step_kills_the_whole_process_group(root):

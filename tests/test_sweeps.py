@@ -17,10 +17,10 @@ SWEEP = Path(__file__).parent / "support" / "sweep.py"
 FULL = os.environ.get("SUREFOOT_SWEEP") == "full"
 
 
-def sweep(library: Path, folder: Path, world: str, mode: str, recipe: str = "") -> dict:
+def sweep(library: Path, folder: Path, world: str, mode: str, recipe: str = "", stride: int = 1) -> dict:
     done = subprocess.run(
         [sys.executable, SWEEP, folder, world, mode, *([recipe] if recipe else [])],
-        env={**os.environ, "LD_PRELOAD": str(library)},
+        env={**os.environ, "LD_PRELOAD": str(library), "SWEEP_STRIDE": str(stride)},
         capture_output=True,
         text=True,
         check=False,
@@ -40,7 +40,11 @@ def test_one_flush_for_any_number_of_small_files_and_two_after_a_log_reset(shim_
     assert report["flushes_after_reset"] == [2, 1]
 
 
-KILLS = [("replace3", ""), ("mixed", ""), ("mixed", "portable"), ("large", ""), ("replace40", "")]
+KILLS = [
+    ("replace3", ""), ("replace40", ""), ("mixed", ""), ("mixed", "portable"), ("large", ""),
+    ("trees", ""), ("trees", "flush"), ("trees-by-file", "portable"), ("streams", ""), ("streams", "flush"),
+    *([("streams", "portable"), ("trees", "memory"), ("mixed", "flush")] if FULL else []),
+]  # fmt: skip
 
 
 @pytest.mark.long
@@ -52,21 +56,33 @@ def test_killed_before_any_call_it_is_all_old_or_all_new(shim_library, tmp_path,
     assert set(report["seen"]) == {"old", "new"}
 
 
-RECOVERIES = [("mixed", ""), *([("replace3", ""), ("mixed", "portable"), ("large", "")] if FULL else [])]
+RECOVERIES = [
+    ("mixed", ""), ("trees", ""),
+    *([
+        ("replace3", ""), ("mixed", "portable"), ("large", ""), ("trees-by-file", "portable"), ("streams", "flush"),
+    ] if FULL else []),
+]  # fmt: skip
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("world", "recipe"), RECOVERIES)
 def test_killed_again_during_recovery_it_is_still_right(shim_library, tmp_path, world, recipe):
-    report = sweep(shim_library, tmp_path, world, "recovery", recipe)
+    report = sweep(shim_library, tmp_path, world, "recovery", recipe, stride=1 if FULL else 6)
     assert report["problems"] == []
-    assert report["cases"] > 1000
+    assert report["cases"] > 200
 
 
 FAILURES = [
     ("replace3", "ENOSPC,EACCES,EIO", ""),
     ("mixed", "EIO", "portable"),
     ("large", "EIO,ENOSPC", ""),
+    ("trees", "EIO", ""),
+    ("streams", "ENOSPC", "flush"),
+    *(
+        [("trees", "ENOSPC,EACCES", "flush"), ("streams", "EIO", ""), ("trees-by-file", "EIO", "portable")]
+        if FULL
+        else []
+    ),
     *([("mixed", "ENOSPC,EACCES,EIO,EINTR,EROFS,EMFILE,EDQUOT,EPERM", "")] if FULL else []),
 ]
 
@@ -80,11 +96,15 @@ def test_a_failure_at_any_call_changes_nothing_or_is_completed(shim_library, tmp
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("filesystem", ["xfs_folder", "tmpfs_folder"])
-def test_kills_and_failures_on_other_filesystems(shim_library, filesystem, request):
-    folder = request.getfixturevalue(filesystem)
-    for mode in ("kill", "EIO"):
-        (folder / mode).mkdir()
-        report = sweep(shim_library, folder / mode, "mixed", mode)
-        assert report["problems"] == []
-        assert report["cases"] > 100
+@pytest.mark.parametrize("mode", ["kill", "EIO"])
+@pytest.mark.parametrize("filesystem", ["xfs_folder", "tmpfs_folder", "btrfs_folder", "overlay_folder"])
+def test_kills_and_failures_on_other_filesystems(shim_library, filesystem, mode, request):
+    folder = request.getfixturevalue(filesystem) / mode
+    folder.mkdir()
+    world = "trees" if mode == "kill" or FULL else "mixed"
+    report = sweep(shim_library, folder, world, mode)
+    assert report["problems"] == []
+    assert report["cases"] > 100
+    if FULL:
+        (folder / "streams").mkdir()
+        assert sweep(shim_library, folder / "streams", "streams", mode)["problems"] == []

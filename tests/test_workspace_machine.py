@@ -1,4 +1,7 @@
-"""Random sequences of transactions, foreign edits, checkpoints and reopenings against a dictionary."""
+"""Random sequences of transactions, foreign edits, checkpoints and reopenings against a dictionary.
+
+Two workspace objects take turns: as two processes would, but for the death of one.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from surefoot_storage import Conflict, InputError, Workspace
 
 NAMES = st.sampled_from(["a", "b", "d/x", "d/y", "d/e/z"])
+FOLDERS = st.sampled_from(["d", "d/e", "f"])
 DATA = st.binary(max_size=40) | st.just(b"large")
 
 
@@ -28,11 +32,13 @@ class Machine(RuleBasedStateMachine):
         self.root = Path(tempfile.mkdtemp(prefix="surefoot-machine-"))
         self.model: dict[str, bytes] = {}
         self.workspace = Workspace(self.root, idle_s=3600)
+        self.other = Workspace(self.root, idle_s=3600)
         self.left_open = None
         self.seen: dict[str, bytes | None] = {}
 
     def teardown(self):
         self.workspace.close()
+        self.other.close()
         shutil.rmtree(self.root)
 
     @rule(writes=st.dictionaries(NAMES, DATA | st.none(), min_size=1, max_size=4))
@@ -50,6 +56,49 @@ class Machine(RuleBasedStateMachine):
             assert tx.exists(path) == (path in after)
         self.workspace.commit(tx)
         self.model = after
+
+    def below(self, folder):
+        return {path for path in self.model if path.startswith(f"{folder}/")}
+
+    @rule()
+    def the_other_one(self):
+        self.workspace, self.other = self.other, self.workspace
+        self.left_open = None
+
+    @rule(folder=FOLDERS)
+    def remove_a_tree(self, folder):
+        tx = self.workspace.begin()
+        if not tx.is_dir(folder):
+            return
+        tx.rmtree(folder)
+        assert not tx.exists(folder)
+        self.workspace.commit(tx)
+        for path in self.below(folder):
+            del self.model[path]
+        assert not (self.root / folder).exists()
+
+    @rule(folder=FOLDERS, new=FOLDERS)
+    def rename_a_tree(self, folder, new):
+        tx = self.workspace.begin()
+        if not tx.is_dir(folder) or tx.exists(new) or new.startswith(f"{folder}/"):
+            return
+        tx.rename(folder, new)
+        self.workspace.commit(tx)
+        for path in self.below(folder):
+            self.model[new + path[len(folder) :]] = self.model.pop(path)
+
+    @rule(folder=FOLDERS, writes=st.dictionaries(st.sampled_from(["x", "y", "e/z", "n/m"]), DATA, max_size=3))
+    def swap_a_tree(self, folder, writes):
+        tx = self.workspace.begin()
+        if not tx.is_dir(folder):
+            return
+        tx.swap(folder)
+        for leaf, data in writes.items():
+            if tx.is_dir(f"{folder}/{leaf}") or (leaf == "e/z" and f"{folder}/e" in self.model):
+                continue
+            tx.write_bytes(f"{folder}/{leaf}", grown(data))
+            self.model[f"{folder}/{leaf}"] = grown(data)
+        self.workspace.commit(tx)
 
     @rule(path=NAMES, data=DATA)
     def refused(self, path, data):
@@ -80,7 +129,7 @@ class Machine(RuleBasedStateMachine):
         try:
             self.workspace.commit(tx)
         except Conflict as conflict:
-            named = conflict.subject
+            named = conflict.subject if conflict.subject in (read, path) else path  # or its directory is gone
         else:
             named = None
         if named is not None:
@@ -99,6 +148,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def checkpoint(self):
         self.workspace.checkpoint()
+        self.other.checkpoint()
         assert os.listdir(self.root / ".surefoot/stage") == []
         assert os.listdir(self.root / ".surefoot/keep") == []
 

@@ -11,7 +11,9 @@ from surefoot_storage import (
     IncompatibleOperations,
     InputError,
     PathRefused,
+    Policy,
     Recovered,
+    Retention,
     SurefootError,
     TransactionClosed,
     UnreadableFile,
@@ -30,6 +32,7 @@ from .errors import (
     DeclarationError,
     InputRefused,
     LoadError,
+    LockNotTaken,
     RunRefused,
     StepReturnRefused,
     TemplateRefused,
@@ -41,6 +44,7 @@ from .model import Committed, Failure, Run, RunResult, RunState, TransitionResul
 from .pending import Pending
 from .preview import FileChange, Preview
 from .retry import Retry
+from .streams import Stream
 from .transaction import Files, Transaction
 
 __version__ = "0.1.0"
@@ -63,11 +67,14 @@ __all__ = [
     "InputError",
     "InputRefused",
     "LoadError",
+    "LockNotTaken",
     "Next",
     "PathRefused",
     "Pending",
+    "Policy",
     "Preview",
     "Recovered",
+    "Retention",
     "Retry",
     "Run",
     "RunRefused",
@@ -75,6 +82,7 @@ __all__ = [
     "RunState",
     "Step",
     "StepReturnRefused",
+    "Stream",
     "SurefootError",
     "SystemClock",
     "TemplateRefused",

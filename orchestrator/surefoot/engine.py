@@ -15,12 +15,18 @@ from anyio.abc import TaskGroup
 
 from surefoot_storage import (
     FsOps,
+    Policy,
     Recovered,
+    Retention,
     SurefootError,
+    Upkeep,
     Workspace,
     WorkspacePoisoned,
 )
+from surefoot_storage.hardening import Durability
+from surefoot_storage.locking import WAIT_S
 from surefoot_storage.recipes import RecipeName
+from surefoot_storage.workspace import DEFAULT_POLICY, DEFAULT_RETENTION
 
 from . import rows
 from .clock import Clock, SystemClock
@@ -52,6 +58,10 @@ class Engine:
         threads_max: sync step bodies at the same time.
         effects_grace_s: how long closing waits for effects that are due.
         on_transition: is shown each transition's result as it happens.
+        policy: choices where more than one answer is right: metadata, hard links, foreign edits.
+        durability: `full`, `batched` or `none`: what an acknowledged transition survives.
+        retention: how long old versions are kept.
+        lock_wait_s: how long a commit waits for another process before it says whom it waited for.
         clock, random, new_id, fs, recipe: for tests: time, chance in [0, 1), unique names, the seam
             to the disk, and a filesystem recipe instead of the one found by probing.
 
@@ -68,6 +78,10 @@ class Engine:
         threads_max: int = 32,
         effects_grace_s: float = EFFECTS_GRACE_S,
         on_transition: Callable[[TransitionResult], None] = lambda _result: None,
+        policy: Policy = DEFAULT_POLICY,
+        durability: Durability = "full",
+        retention: Retention = DEFAULT_RETENTION,
+        lock_wait_s: float = WAIT_S,
         clock: Clock | None = None,
         random: Callable[[], float] = randoms.random,
         new_id: Callable[[], str] = lambda: os.urandom(16).hex(),
@@ -80,8 +94,14 @@ class Engine:
             self._settings.add(workflow)
         self._resume = resume
         self._effects_grace_s = effects_grace_s
-        self._fs = fs
-        self._recipe = recipe
+        self._storage: dict[str, Any] = {
+            "policy": policy,
+            "durability": durability,
+            "retention": retention,
+            "lock_wait_s": lock_wait_s,
+            "fs": fs,
+            "recipe": recipe,
+        }
         self._opened: OpenEngine | None = None
         self._stack = contextlib.AsyncExitStack()
         self._blocking = contextlib.ExitStack()
@@ -130,8 +150,7 @@ class Engine:
         return Workspace(
             self._root,
             schemas=[rows.SCHEMA],
-            fs=self._fs,
-            recipe=self._recipe,
+            **self._storage,
             clock=self._settings.clock.now,
             new_id=self._settings.new_id,
             observer=lambda event, facts: logger().warning(f"storage.{event}", **facts),
@@ -198,6 +217,11 @@ class Engine:
     def recovered(self) -> Recovered:
         """What opening had to finish after a crash."""
         return self._the_open.workspace.recovered
+
+    @property
+    def upkeep(self) -> Upkeep:
+        """Backups, disk usage, retention, decisions about foreign edits. Synchronous: call it in a thread."""
+        return self._the_open.workspace.upkeep
 
     def start(
         self,
@@ -301,6 +325,14 @@ class Engine:
     def settle(self) -> Pending[tuple[tuple[str, str], ...]]:
         """Tries again to put committed files in place; returns (path, cause) of what is left."""
         return self._pending("settle", lambda: to_thread.run_sync(self._the_open.workspace.settle))
+
+    def flush(self) -> Pending[None]:
+        """Everything that was committed before is durable when this returns, whatever the level.
+
+        Raises:
+            CommitFailed: it could not be flushed.
+        """
+        return self._pending("flush", lambda: to_thread.run_sync(self._the_open.workspace.flush))
 
     def deliver(self, run_id: str | None = None) -> Pending[int]:
         """Delivers the effects that are due, of one run or of all; returns how many still wait."""

@@ -12,6 +12,7 @@ SurefootError
      ├─ UndeclaredRead        an async step that reads what was not loaded
      └─ CommandFailed         a command that a step ran did not succeed
 SurefootError
+ ├─ LockNotTaken              a named lock that somebody else kept
  └─ TransitionFailed          what `result.or_raise()` raises
 """
 
@@ -75,6 +76,12 @@ class CommandFailed(InputError):
 
     code = "command_failed"
     exit_code = 1
+
+
+class LockNotTaken(SurefootError):
+    """A lock that a step names is held by another process; nothing was tried."""
+
+    code = "lock_not_taken"
 
 
 class TransitionFailed(SurefootError):

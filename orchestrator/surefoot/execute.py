@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -19,24 +19,29 @@ from pydantic import BaseModel
 
 from surefoot_storage import (
     Commit,
+    CommitError,
     CommitOutcomeUnknown,
     Conflict,
     FileTransaction,
-    InputError,
     Statement,
     SurefootError,
+    TransactionClosed,
     Workspace,
     WorkspaceBlocked,
+    WorkspaceBusy,
     WorkspacePoisoned,
 )
 
-from . import machine, rows, templates
+from . import machine, rows
 from .clock import Clock
 from .declare import Step, Workflow
-from .errors import DeclarationError
+from .errors import DeclarationError, LockNotTaken
 from .failures import StepCancelled, StepTimedOut, describe
+from .locks import Locks
 from .log import logger
 from .model import Failure, Outcome, Run, RunState, TransitionResult
+from .pump import Pump, each
+from .reading import Read, read_all
 from .transaction import Transaction
 
 T = TypeVar("T")
@@ -52,6 +57,10 @@ class Moved:
 
     run: Run
     result: TransitionResult
+
+
+def _call(prepare: Callable[[], FileTransaction]) -> FileTransaction:
+    return prepare()
 
 
 class Executor:
@@ -72,9 +81,20 @@ class Executor:
         self._tasks = tasks
         self._bodies = CapacityLimiter(threads_max)
         self._abandoned: set[str] = set()
-        self._named_locks: dict[str, anyio.Lock] = {}
+        self._locks = Locks(workspace, random)
+        self._commits: Pump[Callable[[], FileTransaction], Commit] = Pump(
+            tasks, self._commit_all, expected=lambda: self._active, patience_s=lambda: workspace.flush_s
+        )
+        self._active = 0  # transitions between their beginning and their commit
+        self._reads: Pump[Read, None] = Pump(tasks, lambda reads: read_all(workspace, reads))
+        self._jobs: Pump[Callable[[], Any], Any] = Pump(tasks, each(lambda work: work()))
         self.closing = False
         self.cancel_requested: set[str] = set()
+
+    def is_elsewhere(self, run: Run) -> bool:
+        """Whether another living worker moves the run on."""
+        workspace = self._workspace
+        return run.owner not in ("", workspace.worker) and workspace.is_alive(run.owner)
 
     # --- one transition ---
 
@@ -92,37 +112,47 @@ class Executor:
                 hint="the workflow has changed since; give the step its old name back, or cancel the run",
             )
             return await self._fail(run, None, error)
-        async with self._holding(step.locks):
-            return await self._until_no_conflict(run, workflow, step)
+        try:
+            async with self._locks.holding(step.locks):
+                return await self._until_no_conflict(run, workflow, step)
+        except LockNotTaken as error:
+            return await self._fail(run, step, error)
 
     async def _until_no_conflict(self, run: Run, workflow: Workflow, step: Step[..., Any]) -> Moved:
         log = logger(run=run.id, step=step.name)
         first = True
         for rerun in range(CONFLICT_RERUNS_MAX + 1):
             tx = self.begin(run, workflow, step)
+            self._active += 1
             try:
                 return await self._attempt(run, workflow, step, tx, record=first)
             except Conflict as error:
+                fresh = await to_thread.run_sync(rows.get_run, self._workspace, run.id)
+                if fresh.revision != run.revision or self.is_elsewhere(fresh):
+                    return self.overtaken(fresh, step.name, error)
                 if rerun == CONFLICT_RERUNS_MAX:
                     return await self._fail(run, step, error)
                 log.info("transition.conflict", rerun=rerun + 1, path=error.subject, found=error.found)
                 await anyio.sleep(_CONFLICT_WAIT_S * (rerun + 1) * (0.5 + self._random()))
-            except WorkspaceBlocked as error:
+            except (WorkspaceBlocked, WorkspaceBusy) as error:
                 return Moved(run, self.blocked(run, error))
             except (CommitOutcomeUnknown, WorkspacePoisoned):
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever a step raises is the run's failure
+            except (Exception, TransactionClosed) as error:  # noqa: BLE001 - whatever a step raises is the run's failure
                 return await self._fail(run, step, error)
             except anyio.get_cancelled_exc_class():
                 await self._after_cancel(run, tx)
                 raise
+            finally:
+                self._active -= 1
             first = False
         raise AssertionError("unreachable")
 
     def begin(self, run: Run, workflow: Workflow, step: Step[..., Any]) -> Transaction:
         """A fresh transaction for one attempt."""
-        files = self._workspace.begin(label=f"{run.id}/{step.name}")
+        files = self._workspace.begin(label=f"{run.id}/{step.name}", owner=run.id)
         return Transaction(
+            self._workspace,
             files,
             run,
             step=step.name,
@@ -138,7 +168,7 @@ class Executor:
         returned = await self.prepare(run, workflow, step, tx, given, record=record)
         next_step = step.resolve(returned)
         after = machine.stepped(run, next_step, self._clock.now())
-        commit = await self.uninterrupted(lambda: self._commit(run, after, step, tx))
+        commit = await self._commits.run(lambda: self._prepare_commit(run, after, step, tx))
         return Moved(after, self._report(run, after, step, commit))
 
     # --- phases 1 and 2: read, prepare ---
@@ -154,46 +184,22 @@ class Executor:
         record: bool,
     ) -> Any:
         """What the body returned; everything it wants is in `tx`, nothing has changed on disk."""
-
-        def read() -> None:
-            """Phase 1."""
-            if record:
-                self._workspace.write_rows(
-                    [rows.start_attempt(run, step.name, self._clock.now())], durable=False
-                )
-            for name in step.templates:
-                templates.check(workflow.templates, name)
-            self._read_declared(run, workflow, step, tx, given)
-
+        read = Read(run, workflow, step, tx, given, self._clock.now() if record else None)
         with anyio.move_on_after(math.inf if step.timeout_s is None else step.timeout_s) as scope:
             if step.is_async:
-                await to_thread.run_sync(read)
+                await self._reads.run(read)
                 return await step.function(tx, given)
 
             def read_and_prepare() -> Any:
-                read()
+                (error,) = read_all(self._workspace, [read])
+                if error is not None:
+                    raise error
                 return step.function(tx, given)
 
             return await self._in_thread(tx, read_and_prepare)
         assert scope.cancelled_caught
         tx._end()  # noqa: SLF001 - the engine's half of the class
         raise StepTimedOut(f"the attempt took longer than {step.timeout_s} s")
-
-    def _read_declared(
-        self, run: Run, workflow: Workflow, step: Step[..., Any], tx: Transaction, given: BaseModel
-    ) -> None:
-        total = 0
-        for view, patterns in ((tx, step.reads), (tx.workspace, step.workspace_reads)):
-            for pattern in patterns:
-                total += view._load_now(workflow.place(pattern, given, run.id))  # noqa: SLF001 - the engine's half of the class
-                if total > step.reads_bytes_max:
-                    raise InputError(
-                        "read",
-                        f"{step.name}/{pattern}",
-                        expected=f"at most {step.reads_bytes_max} bytes of declared reads",
-                        found=f"{total} and more",
-                        hint="narrow the pattern, or raise reads_bytes_max",
-                    )
 
     async def _in_thread(self, tx: Transaction, body: Callable[[], T]) -> T:
         if len(self._abandoned) >= ABANDONED_BODIES_MAX:
@@ -224,7 +230,7 @@ class Executor:
 
     # --- phase 3: commit ---
 
-    def _commit(self, run: Run, after: Run, step: Step[..., Any], tx: Transaction) -> Commit:
+    def _prepare_commit(self, run: Run, after: Run, step: Step[..., Any], tx: Transaction) -> FileTransaction:
         """Files, status, history, effects and the next trigger, through one commit point."""
         files = tx._files  # noqa: SLF001 - the engine's half of the class
         statements = [
@@ -239,11 +245,11 @@ class Executor:
                     run.key(f"{step.name}/{effect.name}"), run.id, step.name, effect.name, payload
                 )
             )
-        return self._commit_status(run, after, files, statements)
+        return self._with_status(run, after, files, statements)
 
-    def _commit_status(
+    def _with_status(
         self, run: Run, after: Run, files: FileTransaction, statements: list[Statement]
-    ) -> Commit:
+    ) -> FileTransaction:
         base = files.load(run.status_path)
         if run.status and base.data != run.status.encode():
             logger(run=run.id).warning("status.foreign_edit", path=run.status_path, found=str(base.state))
@@ -253,26 +259,37 @@ class Executor:
             )]  # fmt: skip
         files.write_bytes(run.status_path, after.status.encode())
         files.statements.extend(statements)
-        return self._workspace.commit(files)
+        return files
+
+    def _commit_all(self, prepares: list[Callable[[], FileTransaction]]) -> list[Commit | BaseException]:
+        """In a thread: everything that waits for a commit, with as few barriers as possible."""
+        prepared = each(_call)(prepares)
+        ready = [result for result in prepared if isinstance(result, FileTransaction)]
+        committed = iter(self._workspace.commit_all(ready))
+        return [next(committed) if isinstance(r, FileTransaction) else r for r in prepared]
+
+    async def write_rows(self, statements: list[Statement]) -> None:
+        """Rows without files, not durable; carried to its end."""
+        await self._jobs.run(lambda: self._workspace.write_rows(statements, durable=False))
 
     async def commit_status(self, run: Run, after: Run, event: str, statements: list[Statement]) -> Commit:
         """A change of status alone: the small transaction that marks errors, retries, cancellations."""
 
-        def work() -> Commit:
-            files = self._workspace.begin(label=f"{run.id}/{event}")
+        def work() -> FileTransaction:
+            files = self._workspace.begin(label=f"{run.id}/{event}", owner=run.id)
             audit = rows.append_audit(after, event, step=run.step, committed=True)
-            return self._commit_status(run, after, files, [rows.update_run(after), audit, *statements])
+            return self._with_status(run, after, files, [rows.update_run(after), audit, *statements])
 
         return await self.commit(work)
 
-    async def commit(self, work: Callable[[], Commit]) -> Commit:
+    async def commit(self, work: Callable[[], FileTransaction]) -> Commit:
         """A commit that needs no step's body: a conflict with somebody else is simply tried again."""
         for rerun in range(CONFLICT_RERUNS_MAX):
             try:
-                return await self.uninterrupted(work)
+                return await self._commits.run(work)
             except Conflict:
                 await anyio.sleep(_CONFLICT_WAIT_S * (rerun + 1) * (0.5 + self._random()))
-        return await self.uninterrupted(work)
+        return await self._commits.run(work)
 
     def _report(self, run: Run, after: Run, step: Step[..., Any], commit: Commit) -> TransitionResult:
         outcome: Outcome = "committed" if commit.applied else "unapplied"
@@ -296,7 +313,9 @@ class Executor:
 
     # --- when it does not work out ---
 
-    async def _fail(self, run: Run, step: Step[..., Any] | None, error: Exception) -> Moved:
+    async def _fail(
+        self, run: Run, step: Step[..., Any] | None, error: Exception | TransactionClosed
+    ) -> Moved:
         now = self._clock.now()
         failure = describe(error, run.step or "", run.failures + 1, now)
         failures = run.failures + 1
@@ -319,17 +338,31 @@ class Executor:
         """Marks the run; where the disk refuses even that, the attempt's row, for the next open."""
         ended = rows.end_attempts(run.id, "failed", failure.at, failure)
         try:
-            await self.commit_status(run, after, "failed", [ended])
+            await self._commit_failure(run, after, ended)
         except (CommitOutcomeUnknown, WorkspacePoisoned):
             raise
         except SurefootError as refused:
+            fresh = await to_thread.run_sync(rows.get_run, self._workspace, run.id)
+            if isinstance(refused, Conflict) and fresh.revision != run.revision:
+                return fresh  # another process has moved it on: the failure is history
             log = logger(run=run.id, step=run.step)
             log.error("transition.error_not_recorded", error=str(refused))  # noqa: TRY400 - structlog, not logging
             unrecorded = rows.end_attempts(run.id, "unrecorded", failure.at, failure)
             with contextlib.suppress(SurefootError):
-                await self.uninterrupted(lambda: self._workspace.write_rows([unrecorded], durable=False))
+                await self.write_rows([unrecorded])
             return replace(run, state=RunState.ERROR, failure=failure)
         return after
+
+    async def _commit_failure(self, run: Run, after: Run, ended: Statement) -> None:
+        """On a full disk with the room that is kept for it."""
+        try:
+            await self.commit_status(run, after, "failed", [ended])
+        except CommitOutcomeUnknown:
+            raise
+        except CommitError:
+            if not await to_thread.run_sync(self._workspace.make_room):
+                raise
+            await self.commit_status(run, after, "failed", [ended])
 
     async def _after_cancel(self, run: Run, tx: Transaction) -> None:
         """A cancelled task is a failure of the run; a shutdown or `engine.cancel` is not."""
@@ -339,55 +372,27 @@ class Executor:
             outcome = "interrupted" if self.closing else "cancelled"
             ended = rows.end_attempts(run.id, outcome, self._clock.now())
             with contextlib.suppress(SurefootError):
-                await self.uninterrupted(lambda: self._workspace.write_rows([ended], durable=False))
+                await self.write_rows([ended])
             return
         with anyio.CancelScope(shield=True):
             await self._fail(run, None, StepCancelled("the task that ran it was cancelled"))
 
-    def blocked(self, run: Run, error: WorkspaceBlocked) -> TransitionResult:
-        """Not tried: an earlier commit still waits for its files."""
+    def overtaken(self, fresh: Run, step: str, error: Conflict) -> Moved:
+        """Another process has moved the run on, or ended it: its row says how it goes on."""
+        outcome: Outcome = "cancelled" if fresh.state is RunState.CANCELLED else "overtaken"
+        logger(run=fresh.id, step=step).info("transition.overtaken", state=fresh.state.value)
+        failure = None
+        if outcome == "overtaken":
+            failure = describe(error, step, fresh.failures + 1, self._clock.now())
+        result = TransitionResult(
+            fresh.id, fresh.workflow, step, outcome, fresh.state, fresh.failures + 1, failure=failure
+        )
+        return Moved(fresh, result)
+
+    def blocked(self, run: Run, error: WorkspaceBlocked | WorkspaceBusy) -> TransitionResult:
+        """Not tried: an earlier commit still waits for its files, or another process holds the lock."""
         attempt = run.failures + 1
         failure = describe(error, run.step or "", attempt, self._clock.now())
         return TransitionResult(
             run.id, run.workflow, run.step or "", "blocked", run.state, attempt, failure=failure
         )
-
-    # --- threads and locks ---
-
-    async def uninterrupted(self, work: Callable[[], T]) -> T:
-        """Runs `work` in a thread to its end; a cancellation that comes meanwhile is delivered after it.
-
-        A native asyncio cancellation would otherwise abandon the thread, and the commit in it.
-        """
-        done = anyio.Event()
-        outcome: list[Any] = []
-
-        async def run() -> None:
-            with anyio.CancelScope(shield=True):
-                try:
-                    outcome.extend((True, await to_thread.run_sync(work)))
-                except BaseException as error:  # noqa: BLE001 - whatever a step raises is the run's failure
-                    outcome.extend((False, error))
-                done.set()
-
-        self._tasks.start_soon(run)
-        cancelled: BaseException | None = None
-        while not done.is_set():
-            try:
-                with anyio.CancelScope(shield=True):
-                    await done.wait()
-            except anyio.get_cancelled_exc_class() as error:
-                cancelled = error
-        if cancelled is not None:
-            raise cancelled
-        succeeded, value = outcome
-        if not succeeded:
-            raise value
-        return value  # type: ignore[no-any-return]
-
-    @contextlib.asynccontextmanager
-    async def _holding(self, names: tuple[str, ...]) -> AsyncIterator[None]:
-        async with contextlib.AsyncExitStack() as stack:
-            for name in sorted(set(names)):  # one order for all: no deadlock
-                await stack.enter_async_context(self._named_locks.setdefault(name, anyio.Lock()))
-            yield

@@ -71,6 +71,7 @@ class Run:
     failure: Failure | None = None
     source: str = ""  # FILE.py:WORKFLOW, where it is known
     status: str = ""  # the status document, byte for byte as in its file
+    owner: str = ""  # the worker that moves it on at the moment
 
     @property
     def status_path(self) -> str:
@@ -82,7 +83,9 @@ class Run:
         return f"{self.id}/{self.position + 1}/{name}"
 
 
-Outcome: TypeAlias = Literal["committed", "unapplied", "failed", "retrying", "cancelled", "blocked"]
+Outcome: TypeAlias = Literal[
+    "committed", "unapplied", "failed", "retrying", "cancelled", "blocked", "overtaken"
+]
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ class TransitionResult:
     `committed`: done, and every file in its place. `unapplied`: done, but files wait for their place
     (`unapplied` says which and why); they are put there when the cause is gone. `failed` and `retrying`:
     nothing has changed, `failure` says why. `cancelled`: nothing has changed. `blocked`: not tried,
-    because an earlier transition still waits for its files.
+    because an earlier transition still waits for its files, or another process keeps the workspace busy.
+    `overtaken`: another process has moved the run on meanwhile; this attempt changed nothing.
     """
 
     run_id: str

@@ -15,11 +15,19 @@ import anyio
 from anyio import to_thread
 from anyio.abc import TaskGroup
 
-from surefoot_storage import Commit, Workspace, WorkspaceBlocked
+from surefoot_storage import (
+    CommitFailed,
+    Conflict,
+    FileTransaction,
+    Workspace,
+    WorkspaceBlocked,
+    WorkspaceBusy,
+)
 
 from . import machine, rows
 from .clock import Clock
 from .declare import Workflow, checked_run_id
+from .driving import Driver, same_run
 from .errors import DeclarationError, RunRefused, TransitionFailed
 from .execute import Executor, Moved
 from .failures import describe
@@ -27,6 +35,8 @@ from .log import logger
 from .model import Failure, Run, RunResult, RunState, TransitionResult
 from .outbox import Outbox
 from .preview import Preview, changes_of
+
+ELSEWHERE_PAUSE_S = 0.5  # between looks at a run that another process moves on
 
 
 @dataclass
@@ -68,7 +78,7 @@ class OpenEngine:
             workspace, settings.clock, settings.random, tasks, threads_max=settings.threads_max
         )
         self._locks: dict[str, anyio.Lock] = {}
-        self._drivers: dict[str, _Driver] = {}
+        self._drivers: dict[str, Driver] = {}
 
     async def get(self, run_id: str) -> Run:
         return await to_thread.run_sync(rows.get_run, self.workspace, run_id)
@@ -82,10 +92,14 @@ class OpenEngine:
         """Attempts that a dead process left open are counted; failures it could not record are."""
         for run_id, failure in await to_thread.run_sync(rows.unrecorded_failures, self.workspace):
             run = await self.get(run_id)
+            if self.executor.is_elsewhere(run):
+                continue
             after = machine.failed(run, failure, None, self._clock.now())
             await self.executor.record_failure(run, after, failure)
         for run_id in await to_thread.run_sync(rows.open_attempts, self.workspace):
-            await self._count_interruption(await self.get(run_id))
+            run = await self.get(run_id)
+            if not self.executor.is_elsewhere(run):
+                await self._count_interruption(run)
 
     async def _count_interruption(self, run: Run) -> None:
         now = self._clock.now()
@@ -138,14 +152,20 @@ class OpenEngine:
         async with self._lock(run_id):
             there = await to_thread.run_sync(rows.find_run, self.workspace, run_id)
             if there is not None:
-                return _same_run(there, new, on_exists)
-            commit = await self.executor.commit(lambda: self._create(new, adopt=adopt))
+                return same_run(there, new, on_exists)
+            try:
+                commit = await self.executor.commit(lambda: self._create(new, adopt=adopt))
+            except (Conflict, CommitFailed, RunRefused):  # another process may have started it meanwhile
+                there = await to_thread.run_sync(rows.find_run, self.workspace, run_id)
+                if there is None:
+                    raise
+                return same_run(there, new, on_exists)
             logger(run=run_id, txid=commit.txid).info(
                 "run.started", workflow=new.workflow, directory=new.directory
             )
         return new
 
-    def _create(self, run: Run, *, adopt: bool) -> Commit:
+    def _create(self, run: Run, *, adopt: bool) -> FileTransaction:
         users = rows.runs_in(self.workspace, run.directory)
         if users:
             raise RunRefused(
@@ -155,7 +175,7 @@ class OpenEngine:
                 found=f"run {users[0]}, which uses it and is not over",
                 hint="finish or cancel that run first, or use {run_id} in the workflow's directory",
             )
-        files = self.workspace.begin(label=f"{run.id}/start")
+        files = self.workspace.begin(label=f"{run.id}/start", owner=run.id)
         if files.exists(run.directory) and files.is_dir(run.directory) and not adopt:
             names = files.list_dir(run.directory)
             if names:
@@ -172,7 +192,7 @@ class OpenEngine:
             rows.insert_run(run),
             rows.append_audit(run, "started", step=None, committed=True),
         ]
-        return self.workspace.commit(files)
+        return files
 
     # --- moving on ---
 
@@ -183,7 +203,7 @@ class OpenEngine:
             await driver.done.wait()
             if driver.result is not None:
                 return driver.result
-        driver = self._drivers[run_id] = _Driver()
+        driver = self._drivers[run_id] = Driver()
         try:
             driver.result = await self._drive(run_id, driver)
         finally:
@@ -192,13 +212,11 @@ class OpenEngine:
             driver.done.set()
         return driver.result
 
-    async def _drive(self, run_id: str, driver: _Driver) -> RunResult:
+    async def _drive(self, run_id: str, driver: Driver) -> RunResult:
         run = await self.get(run_id)
         results: list[TransitionResult] = []
         with driver.scope:
-            while run.state.is_due:
-                if run.next_at is not None:
-                    await self._clock.sleep_until(run.next_at)
+            while (run := await self._due_here(run)).state.is_due:
                 async with self._lock(run_id):
                     moved = await self._move(await self._fresh(run))
                 run = moved.run
@@ -209,8 +227,37 @@ class OpenEngine:
                     break
         if driver.scope.cancelled_caught:
             await driver.cancelled.wait()
-            run = await self.get(run_id)
+        run = await self._release(run_id)
         return await self._result(run, results)
+
+    async def _due_here(self, run: Run) -> Run:
+        """Once it is due, and no other living process moves it on; a dead one's attempt is counted."""
+        told = False
+        while run.state.is_due:
+            if self.executor.is_elsewhere(run):
+                if not told:
+                    told = True
+                    who = self.workspace.describe_worker(run.owner)
+                    logger(run=run.id).info("run.driven_elsewhere", worker=run.owner, who=who)
+                await self._clock.sleep_until(self._clock.now() + ELSEWHERE_PAUSE_S)
+            elif run.owner not in ("", self.workspace.worker):
+                if await to_thread.run_sync(rows.open_attempts, self.workspace, run.id):
+                    await self._count_interruption(run)
+                return await self.get(run.id)
+            elif run.next_at is not None and run.next_at > self._clock.now():
+                await self._clock.sleep_until(run.next_at)
+            else:
+                return run
+            run = await self.get(run.id)
+        return run
+
+    async def _release(self, run_id: str) -> Run:
+        """Others may move it on now."""
+        run = await self.get(run_id)
+        if run.owner == self.workspace.worker:
+            released = rows.release_run(self.workspace.worker, run_id)
+            await self.executor.write_rows([released])
+        return run
 
     async def _fresh(self, run: Run) -> Run:
         """The row may have moved while nobody held the run's lock."""
@@ -259,6 +306,14 @@ class OpenEngine:
     async def _make_due(self, run: Run) -> Run:
         if run.state.is_over:
             raise RunRefused("move on", run.id, expected="a run that is not over", found=run.state.value)
+        if self.executor.is_elsewhere(run):
+            raise RunRefused(
+                "move on",
+                run.id,
+                expected="a run that nobody else is working on",
+                found=f"{self.workspace.describe_worker(run.owner)}, which is",
+                hint="wait for it to end, or cancel the run: surefoot cancel",
+            )
         self._workflow_of(run)
         if run.state is RunState.RUNNING:
             return run
@@ -270,9 +325,10 @@ class OpenEngine:
         async with self._lock(run_id):
             try:
                 run = await self._make_due(await self.get(run_id))
-            except WorkspaceBlocked as error:
+            except (WorkspaceBlocked, WorkspaceBusy) as error:
                 return self.executor.blocked(await self.get(run_id), error)
             moved = await self.executor.transition(run, self._workflow_of(run))
+            await self._release(run_id)
         self._notify(moved.result)
         return moved.result
 
@@ -333,27 +389,3 @@ class OpenEngine:
         files.write_bytes(run.status_path, after.status.encode())
         changes = await to_thread.run_sync(lambda: changes_of(files, self.workspace.plan(files)))
         return Preview(run_id, step.name, next_step, changes, tuple(effect.name for effect in step.effects))
-
-
-class _Driver:
-    """The one task that moves a run on, and what others wait for."""
-
-    def __init__(self) -> None:
-        self.scope = anyio.CancelScope()
-        self.cancelled = anyio.Event()  # whoever cancelled the scope has settled the run
-        self.done = anyio.Event()
-        self.result: RunResult | None = None
-
-
-def _same_run(there: Run, new: Run, on_exists: str) -> Run:
-    same = (there.workflow, there.input) == (new.workflow, new.input)
-    if same and on_exists == "return":
-        return there
-    raise RunRefused(
-        "start",
-        new.id,
-        expected="a new id" if same else "the workflow and input that the run was started with",
-        found=f"a run of {there.workflow} that is {there.state.value}"
-        + ("" if same else ", with other input"),
-        hint="choose another id, or drop on_exists='refuse'" if same else "choose another id",
-    )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import anyio
 from anyio import to_thread
 
-from surefoot_storage import SurefootError, Workspace, WorkspacePoisoned
+from surefoot_storage import Conflict, SurefootError, Workspace, WorkspacePoisoned
 
 from . import rows
 from .clock import Clock
@@ -63,11 +63,27 @@ class Outbox:
             while True:
                 found = await to_thread.run_sync(rows.next_messages, self._workspace, run_id)
                 waiting = [message for message in found if message.workflow in self._workflows]
+                waiting = [message for message in waiting if not self._is_elsewhere(message)]
                 due = [message for message in waiting if message.next_at <= self._clock.now()]
                 if not due:
                     return min((message.next_at for message in waiting), default=None)
                 for message in due:
-                    await self._deliver(message)
+                    if await self._claim(message):
+                        await self._deliver(message)
+
+    def _is_elsewhere(self, message: Message) -> bool:
+        """Whether another living worker delivers it."""
+        workspace = self._workspace
+        return message.owner not in ("", workspace.worker) and workspace.is_alive(message.owner)
+
+    async def _claim(self, message: Message) -> bool:
+        """False where another process was faster."""
+        claimed = rows.claim_effect(message, self._workspace.worker)
+        try:
+            await to_thread.run_sync(lambda: self._workspace.write_rows([claimed], durable=False))
+        except Conflict:
+            return False
+        return True
 
     async def _deliver(self, message: Message) -> None:
         log = logger(run=message.run_id, step=message.step, effect=message.effect, key=message.key)

@@ -55,14 +55,16 @@ def changes_of(files: FileTransaction, planned: Plan) -> tuple[FileChange, ...]:
 
 
 def _change(files: FileTransaction, planned: Plan, op: Op) -> FileChange:
-    before = files.base(op.path).data if isinstance(op.old, File) else b""
+    before: object = files.base(op.path).data if isinstance(op.old, File) else b""
     after = before
     if isinstance(op.new, File):
         after = planned.contents.get(op.new.digest, before)
     elif isinstance(op.new, Absent):
         after = b""
     head = _mode_lines(op)
-    return FileChange(op.path, _kind(op), head + _diff(op, before, after))
+    if isinstance(before, bytes) and isinstance(after, bytes):
+        return FileChange(op.path, _kind(op), head + _diff(op, before, after))
+    return FileChange(op.path, _kind(op), f"{head}large {op.path}: {op.old} -> {op.new}\n")
 
 
 def _kind(op: Op) -> str:

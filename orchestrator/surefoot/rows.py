@@ -77,12 +77,17 @@ SCHEMA = Schema(
         );
         CREATE INDEX outbox_pending ON outbox (run_id, id) WHERE state = 'pending';
         """,
+        # 2: several processes: who moves a run on, who delivers a message
+        """
+        ALTER TABLE run ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+        ALTER TABLE outbox ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+        """,
     ),
 )
 
 _RUN_COLUMNS = (
     "id, workflow, input, directory, state, step, position, failures, interruptions, next_at, revision,"
-    " created_at, updated_at, last_step, failure, source, status"
+    " created_at, updated_at, last_step, failure, source, status, owner"
 )
 
 
@@ -106,13 +111,14 @@ class Message:
     payload: dict[str, Any]
     attempts: int
     next_at: float
+    owner: str
 
 
 # --- changes ---
 
 
 def _run_values(run: Run) -> dict[str, Any]:
-    values = asdict(run)
+    values = dict(vars(run))  # flat: copying it deep would cost more than the statement
     values["state"] = run.state.value
     values["failure"] = json.dumps(asdict(run.failure)) if run.failure else None
     return values
@@ -130,9 +136,38 @@ def update_run(run: Run) -> Statement:
     return Statement(
         "UPDATE run SET state = :state, step = :step, position = :position, failures = :failures,"
         " interruptions = :interruptions, next_at = :next_at, revision = :revision, updated_at = :updated_at,"
-        " last_step = :last_step, failure = :failure, status = :status"
+        " last_step = :last_step, failure = :failure, status = :status,"
+        " owner = CASE WHEN :state = 'running' THEN owner ELSE '' END"
         " WHERE id = :id AND revision = :revision - 1",
         _run_values(run),
+        1,
+    )
+
+
+def claim_run(run: Run, worker: str) -> Statement:
+    """This worker moves the run on; conflicts where somebody else was faster."""
+    return Statement(
+        "UPDATE run SET owner = :worker WHERE id = :id AND revision = :revision"
+        " AND owner IN (:seen, :worker)",
+        {"worker": worker, "id": run.id, "revision": run.revision, "seen": run.owner},
+        1,
+    )
+
+
+def release_run(worker: str, run_id: str) -> Statement:
+    """The worker moves this run on no more: others may."""
+    return Statement(
+        "UPDATE run SET owner = '' WHERE owner = :worker AND id = :run_id",
+        {"worker": worker, "run_id": run_id},
+    )
+
+
+def claim_effect(message: Message, worker: str) -> Statement:
+    """This worker delivers the message; conflicts where somebody else was faster."""
+    return Statement(
+        "UPDATE outbox SET owner = :worker WHERE id = :id AND state = 'pending'"
+        " AND attempts = :attempts AND owner = :seen",
+        {"worker": worker, "id": message.id, "attempts": message.attempts, "seen": message.owner},
         1,
     )
 
@@ -201,7 +236,8 @@ def enqueue_effect(key: str, run_id: str, step: str, effect: str, payload: dict[
 def settle_effect(message: Message, state: str, error: str = "", next_at: float = 0.0) -> Statement:
     """What came of a delivery."""
     return Statement(
-        "UPDATE outbox SET state = :state, attempts = :attempts, last_error = :error, next_at = :next_at"
+        "UPDATE outbox SET state = :state, attempts = :attempts, last_error = :error, next_at = :next_at,"
+        " owner = ''"
         " WHERE id = :id",
         {
             "id": message.id,
@@ -261,9 +297,14 @@ def due_runs(source: Source) -> list[str]:
     return [row[0] for row in rows]
 
 
-def open_attempts(source: Source) -> list[str]:
+def open_attempts(source: Source, run_id: str | None = None) -> list[str]:
     """Ids of runs with an attempt that never ended."""
-    return [row[0] for row in source.query("SELECT DISTINCT run_id FROM attempt WHERE ended_at IS NULL")]
+    rows = source.query(
+        "SELECT DISTINCT run_id FROM attempt WHERE ended_at IS NULL"
+        " AND (:run_id IS NULL OR run_id = :run_id)",
+        {"run_id": run_id},
+    )
+    return [row[0] for row in rows]
 
 
 def unrecorded_failures(source: Source) -> list[tuple[str, Failure]]:
@@ -337,15 +378,16 @@ def blocked_transactions(source: Source) -> list[dict[str, Any]]:
 def next_messages(source: Source, run_id: str | None = None) -> list[Message]:
     """The oldest undelivered effect of each run: later ones wait for it."""
     rows = source.query(
-        "SELECT o.id, o.key, o.run_id, run.workflow, o.step, o.effect, o.payload, o.attempts, o.next_at"
+        "SELECT o.id, o.key, o.run_id, run.workflow, o.step, o.effect, o.payload, o.attempts, o.next_at,"
+        " o.owner"
         " FROM outbox AS o JOIN run ON run.id = o.run_id WHERE o.id IN"
         " (SELECT min(id) FROM outbox WHERE state = 'pending' GROUP BY run_id)"
         " AND (:run_id IS NULL OR o.run_id = :run_id) ORDER BY o.next_at, o.id",
         {"run_id": run_id},
     )
     return [
-        Message(id_, key, run, workflow, step, effect, json.loads(payload), attempts, next_at)
-        for id_, key, run, workflow, step, effect, payload, attempts, next_at in rows
+        Message(id_, key, run, workflow, step, effect, json.loads(payload), attempts, next_at, owner)
+        for id_, key, run, workflow, step, effect, payload, attempts, next_at, owner in rows
     ]
 
 

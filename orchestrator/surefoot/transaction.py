@@ -5,16 +5,26 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from io import BufferedReader, BufferedWriter
 from typing import Any
 
 from pydantic import BaseModel
 
-from surefoot_storage import FileTransaction, InputError, PathRefused, TransactionClosed, UnreadableFile
+from surefoot_storage import (
+    File,
+    FileTransaction,
+    InputError,
+    PathRefused,
+    TransactionClosed,
+    UnreadableFile,
+    Workspace,
+)
 from surefoot_storage.paths import PathLike, normalise
 
 from . import templates
 from .errors import UndeclaredRead
 from .model import Run
+from .streams import Stream
 
 _REQUIRED: Any = object()
 
@@ -25,7 +35,10 @@ class Files:
     Nothing reaches the disk before the step's commit; reads see the step's own writes.
     """
 
-    def __init__(self, files: FileTransaction, prefix: str, *, is_async: bool, status_path: str) -> None:
+    def __init__(
+        self, workspace: Workspace, files: FileTransaction, prefix: str, *, is_async: bool, status_path: str
+    ) -> None:
+        self._storage = workspace
         self._files = files
         self._prefix = f"{prefix}/" if prefix else ""
         self._is_async = is_async
@@ -142,12 +155,17 @@ class Files:
 
         await to_thread.run_sync(self._load_now, str(pattern))
 
+    def _load_together(self, paths: list[str]) -> None:
+        """Loads several files at once; their sizes are counted by `_load_now`."""
+        self._files.load_all([self._path(path, "read") for path in paths])
+
     def _load_now(self, pattern: str) -> int:
         """Loads what a pattern names; returns its size in bytes. For worker threads."""
         name = self._path(pattern, "read")
         paths = self._files.glob(name) if set(pattern) & set("*?[") else [name]
         self._loaded.add(name)
-        return sum(len(self._files.load(path).data) for path in paths)
+        states = [snapshot.state for snapshot in self._files.load_all(paths)]
+        return sum(state.size for state in states if isinstance(state, File))
 
     # --- writing ---
 
@@ -177,6 +195,26 @@ class Files:
             ) from error
         self.write_text(path, text + "\n", mode=mode)
 
+    def create(self, path: PathLike, *, mode: int | None = None) -> Stream[BufferedWriter]:
+        """A stream into the file, for contents that do not fit into memory; one block, sync or async.
+
+        Raises:
+            StageFailed: the disk does not take it.
+            IncompatibleOperations: at the commit, where the block was not left.
+        """
+        name = self._writable(path, "write")
+        return Stream(lambda: self._storage.create(self._files, name, mode=mode))
+
+    def open(self, path: PathLike) -> Stream[BufferedReader]:
+        """A stream out of the file; one block, sync or async. It need not be declared or loaded.
+
+        Raises:
+            UnreadableFile: there is none, or it may not be read.
+            Conflict: somebody changed it while it was read; the attempt is repeated.
+        """
+        name = self._path(path, "read")
+        return Stream(lambda: self._storage.open(self._files, name))
+
     def delete(self, path: PathLike) -> None:
         """The file shall be gone; it must be there."""
         self._files.delete(self._writable(path, "delete"))
@@ -188,6 +226,34 @@ class Files:
     def rmdir(self, path: PathLike) -> None:
         """The directory shall be gone; it must be there, and empty by then."""
         self._files.rmdir(self._writable(path, "rmdir"))
+
+    def rmtree(self, path: PathLike) -> None:
+        """The directory and all in it shall be gone, in one step for those who look; it must be there."""
+        name = self._writable(path, "rmtree")
+        self._refuse_status("rmtree", name)
+        self._files.rmtree(name)
+
+    def swap(self, path: PathLike) -> None:
+        """The changes in an existing directory shall be seen as one: it is exchanged whole."""
+        name = self._writable(path, "swap")
+        self._refuse_status("swap", name)
+        self._files.swap(name)
+
+    def rename(self, path: PathLike, new: PathLike) -> None:
+        """The file or directory shall be found under another name, which must be free."""
+        name = self._writable(path, "rename")
+        self._refuse_status("rename", name)
+        self._files.rename(name, self._writable(new, "rename"))
+
+    def _refuse_status(self, operation: str, directory: str) -> None:
+        if self._status_path.startswith(f"{directory}/"):
+            raise PathRefused(
+                operation,
+                directory,
+                expected="a directory without the run's status file",
+                found=self._status_path,
+                hint="name the directories below it",
+            )
 
     def chmod(self, path: PathLike, mode: int) -> None:
         """The file or directory shall have these permission bits."""
@@ -202,10 +268,18 @@ class Transaction(Files):
     """
 
     def __init__(
-        self, files: FileTransaction, run: Run, *, step: str, attempt: int, templates_dir: str, is_async: bool
+        self,
+        workspace: Workspace,
+        files: FileTransaction,
+        run: Run,
+        *,
+        step: str,
+        attempt: int,
+        templates_dir: str,
+        is_async: bool,
     ) -> None:
-        super().__init__(files, run.directory, is_async=is_async, status_path=run.status_path)
-        self.workspace = Files(files, "", is_async=is_async, status_path=run.status_path)
+        super().__init__(workspace, files, run.directory, is_async=is_async, status_path=run.status_path)
+        self.workspace = Files(workspace, files, "", is_async=is_async, status_path=run.status_path)
         """The same transaction, seen from the workspace's root."""
         self.run_id = run.id
         self.step = step

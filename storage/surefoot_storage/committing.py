@@ -1,73 +1,44 @@
-"""The commit: stage → check → log → apply. And what keeps the log short: settle, recover, checkpoint.
+"""The commit: stage → check → log → apply, for one transaction or for several that share a barrier.
 
-The caller holds the workspace's mutex from the check to the end of the apply, so nobody commits on top
-of files that are not in place, and only the last transaction can be unapplied after a kill.
+From the check to the end of the apply the caller is inside the critical section, so nobody commits on
+top of files that are not in place, and only the last batch can be unapplied after a kill.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+import errno
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from . import fsops
-from .applying import Applied, Applier, stage_names
-from .checkpoint import (
-    BACKLOG_BYTES_MAX,
-    BACKLOG_PATHS_MAX,
-    BYTES_MAX,
-    TRANSACTIONS_MAX,
-    Unsynced,
-    flush_files,
-)
-from .database import Database
-from .errors import CommitFailed, Conflict, WorkspaceBlocked
+from .applying import Applied, Applier, Displaced
+from .areas import Area
+from .backlog import Unsynced
+from .conflicts import keep_conflict
+from .errors import CommitFailed, CommitOutcomeUnknown, Conflict, SurefootError, WorkspaceBlocked
 from .fsops import FsOps
 from .layout import Layout
-from .paths import CONTROL_DIR, leaf_of
+from .log import Log
+from .paths import ancestors_of, leaf_of, parent_of
 from .plan import Plan, plan
-from .rollforward import KeepForeign, Outcome, RollForward, keep_conflict
+from .policy import Policy
+from .progress import Progress
+from .queueing import Commit, Request
+from .records import Member
+from .rollforward import UNDECIDED, KeepForeign
 from .staging import Staged, Stager
-from .states import Absent, Directory, File, Op, Snapshot, Stamp, digest_of
+from .states import Absent, Directory, File, Op, Snapshot, Stamp
 from .transaction import FileTransaction
 from .tree import Parents, Tree
 
 
-@dataclass(frozen=True)
-class Commit:
-    """A transaction that happened."""
-
-    txid: str
-    seq: int
-    ops: tuple[Op, ...]
-    unapplied: tuple[tuple[str, str], ...] = ()  # (path, cause): in the log, not in their place yet
-    foreign: tuple[str, ...] = ()  # paths where somebody else's version came out, and was kept
-
-    @property
-    def applied(self) -> bool:
-        """Whether every file is in its place."""
-        return not self.unapplied
-
-
 @dataclass
-class _Backlog:
-    unsynced: list[Unsynced] = field(default_factory=list)
-    paths: int = 0
-    size_bytes: int = 0
+class _Checked:
+    """A request that may be logged, and the directories that it was checked against."""
 
-    def add(self, entry: Unsynced) -> None:
-        self.unsynced.append(entry)
-        self._count(entry, 1)
-
-    def drop(self, entries: list[Unsynced]) -> None:
-        del self.unsynced[: len(entries)]
-        for entry in entries:
-            self._count(entry, -1)
-
-    def _count(self, entry: Unsynced, sign: int) -> None:
-        self.paths += sign * len(entry.ops)
-        self.size_bytes += sign * entry.size_bytes
+    request: Request
+    parents: Parents
 
 
 class Committer:
@@ -78,64 +49,154 @@ class Committer:
         fs: FsOps,
         layout: Layout,
         tree: Tree,
-        database: Database,
+        database: Log,
         *,
         stager: Stager,
-        forward: RollForward,
+        progress: Progress,
         umask: int,
+        worker: str,
+        policy: Policy,
+        level: str,
         report: KeepForeign,
+        clock: Callable[[], float],
     ) -> None:
         self._fs = fs
         self._layout = layout
         self._tree = tree
         self._database = database
         self._stager = stager
-        self._forward = forward
-        self._applier = Applier(fs, layout, tree)
+        self._applier = Applier(fs, tree)
+        self._progress = progress
         self._umask = umask
+        self._worker = worker
+        self._policy = policy
+        self._level = level
         self._report = report
-        self._backlog = _Backlog()
-        self._blocked: list[tuple[int, list[Op]]] = []
-        self.unapplied: tuple[tuple[str, str], ...] = ()
+        self._clock = clock
 
-    # --- stage, check, log ---
+    # --- before the section: plan and stage ---
 
     def plan(self, tx: FileTransaction) -> Plan:
         """What the transaction does on disk."""
-        return plan(tx, self._tree, umask=self._umask)
+        return plan(tx, self._tree, umask=self._umask, worker=self._worker, policy=self._policy)
 
-    @contextlib.contextmanager
-    def staged(self, tx: FileTransaction) -> Iterator[Staged]:
-        """The staged transaction; taken back unless the log holds it, or may hold it."""
-        planned = self.plan(tx)
-        staged = self._stager.stage(planned)
+    def stage(self, tx: FileTransaction) -> Staged:
+        """The transaction's new versions, on the disk.
+
+        Raises:
+            PathRefused, IncompatibleOperations, StageFailed, Conflict, …: nothing is left behind.
+        """
         try:
-            yield staged
-        except BaseException:
-            if not staged.logged:
-                self._stager.discard(staged, planned)
-            raise
+            with self._tree.turn:
+                return self._stager.stage(self.plan(tx))
+        finally:
+            tx.drop_spools()  # what was staged has another name by now
 
-    def commit(self, tx: FileTransaction, staged: Staged, *, at: float) -> Commit:
-        """Under the mutex."""
-        if staged.ops:
+    def drop(self, staged: Staged) -> None:
+        """Takes it back, unless the log holds it, or may hold it."""
+        if not staged.logged:
+            self._stager.discard(staged)
+
+    # --- inside it: check, log, apply ---
+
+    def carry_out(self, batch: list[Request]) -> None:
+        """Settles the requests, except those that depend on an earlier one: they come with the next batch.
+
+        Raises:
+            CommitOutcomeUnknown: of all of them.
+        """
+        with self._tree.turn, contextlib.ExitStack() as stack:
+            checked: list[_Checked] = []
+            written = _Written()
+            for request in batch:
+                if written.matters_to(request):
+                    continue
+                parents = stack.enter_context(self._tree.parents())
+                try:
+                    self._check_request(request, parents)
+                except (SurefootError, OSError) as error:
+                    request.finish(error=error)
+                    continue
+                checked.append(_Checked(request, parents))
+                written.add(request)
+            if checked:
+                self._log_and_apply(checked)
+
+    def _check_request(self, request: Request, parents: Parents) -> None:
+        if request.tx is None:
+            return
+        assert request.staged is not None
+        if request.staged.ops:
             self._refuse_while_blocked()
-        with self._tree.parents() as parents:
-            self._check(tx, parents)
-            staged.logged = True  # from here on its files are needed, whatever happens
-            try:
-                seq = self._database.commit(
-                    tx.txid,
-                    label=tx.label,
-                    at=at,
-                    ops=staged.ops,
-                    blobs=staged.blobs,
-                    statements=tx.statements,
+        self._check(request.tx, parents)
+        self._check_directories(request.staged.ops, parents)
+
+    def _check_directories(self, ops: list[Op], parents: Parents) -> None:
+        """What is put somewhere needs its directory, or makes it."""
+        made = {op.path for op in ops if isinstance(op.new, Directory)}
+        for op in ops:
+            above = parent_of(op.path)
+            if above not in made and not isinstance(op.new, Absent) and parents.get(op.path) is None:
+                raise Conflict(
+                    "commit",
+                    above,
+                    expected="the directory that was there",
+                    found="nothing: it was removed",
+                    hint="run the transition again: it will make it",
                 )
-            except (CommitFailed, Conflict):
-                staged.logged = False
+
+    def _log_and_apply(self, checked: list[_Checked]) -> None:
+        requests = [entry.request for entry in checked]
+        _mark_logged(requests, True)  # from here on their files are needed, whatever happens
+        try:
+            results = self._database.commit(
+                [_member(request, self._level) for request in requests],
+                at=self._clock(),
+                durable=any(request.durable for request in requests),
+                waiting=self._tree.turn.lent,
+            )
+        except CommitFailed as error:
+            results = [error] * len(requests)
+        except CommitOutcomeUnknown as error:
+            for request in requests:
+                request.finish(error=error)
+            raise
+        except BaseException:  # Ctrl-C before the commit point: the others are taken along by the next leader
+            _mark_logged(requests, False)
+            raise
+        self._progress.logged(max([seq for seq in results if isinstance(seq, int)], default=0))
+        for entry, result in zip(checked, results, strict=True):
+            if isinstance(result, SurefootError):
+                _mark_logged([entry.request], False)
+                entry.request.finish(error=result)
+        self._apply_all([(e, seq) for e, seq in zip(checked, results, strict=True) if isinstance(seq, int)])
+
+    def _apply_all(self, logged: list[tuple[_Checked, int]]) -> None:
+        """Whatever gets in the way, the log holds them all: what is not in place now is finished later."""
+        try:
+            for entry, seq in logged:
+                request = entry.request
+                if request.tx is None or request.staged is None:
+                    request.finish()
+                else:
+                    request.finish(self._apply(request.tx.txid, seq, request.staged, entry.parents))
+            self._progress.applied()
+        except BaseException as error:
+            for entry, seq in logged:
+                if not entry.request.done:
+                    entry.request.finish(self._unfinished(entry.request, seq, error))
+            if not isinstance(error, Exception):
                 raise
-            return self._apply(tx.txid, seq, staged, parents)
+
+    def _unfinished(self, request: Request, seq: int, error: BaseException) -> Commit:
+        assert request.tx is not None
+        assert request.staged is not None
+        ops = request.staged.ops
+        if seq not in [known for known, _ in self._progress.blocked]:
+            self._progress.blocked.append((seq, ops))
+        cause = f"{type(error).__name__}: {error}"
+        self._progress.unapplied += tuple((op.path, cause) for op in ops)
+        return Commit(request.tx.txid, seq, tuple(ops), tuple((op.path, cause) for op in ops))
 
     def _check(self, tx: FileTransaction, parents: Parents) -> None:
         """Nobody may have changed what was read: the last look before the commit point."""
@@ -144,7 +205,7 @@ class Committer:
             self._check_snapshot(snapshot, parents, directory_is_fine=shared)
         for directory, names in tx.listings.items():
             now = self._tree.names(directory)
-            if _listing(now, directory) != names:
+            if now != names:
                 raise Conflict(
                     "commit",
                     f"{directory or '.'}/*",
@@ -176,172 +237,114 @@ class Committer:
         if again.state != snapshot.state:
             raise _conflict(snapshot, str(again.state))
 
-    # --- apply ---
-
     def _apply(self, txid: str, seq: int, staged: Staged, parents: Parents) -> Commit:
         """After the commit point: nothing that happens here makes the transaction undone."""
+        progress = self._progress
         entry = (seq, staged.ops)
-        self._blocked.append(entry)  # until it is applied: also when something unforeseen gets in the way
+        progress.blocked.append(entry)  # until it is applied
         try:
             self._stager.wait(staged)
             applied = self._applier.apply(staged.ops, parents)
         except OSError as error:  # the data cannot be written out: new inodes, from the log
             applied = Applied(failed=[(op, error) for op in staged.ops])
-        self._keep_foreign(seq, applied)
-        if applied.failed:
-            self.settle()
-        else:
-            self._blocked.remove(entry)
-            self._backlog.add(Unsynced(seq, staged.ops))
         foreign = [d.op.path for d in applied.displaced if d.foreign] + [op.path for op, _ in applied.foreign]
-        return Commit(txid, seq, tuple(staged.ops), self.unapplied, tuple(foreign))
+        self._settle_foreign(seq, applied, parents)
+        if applied.failed:
+            progress.settle()
+        else:
+            progress.blocked.remove(entry)
+            progress.backlog.add(Unsynced(seq, staged.ops))
+        paths = {op.path for op in staged.ops}
+        left = tuple((path, cause) for path, cause in progress.unapplied if path in paths)
+        return Commit(txid, seq, tuple(staged.ops), left, tuple(foreign))
 
-    def _keep_foreign(self, seq: int, applied: Applied) -> None:
+    def _settle_foreign(self, seq: int, applied: Applied, parents: Parents) -> None:
+        """An edit that raced the swap: one of the two versions stays, the other one is kept."""
         for displaced in applied.displaced:
-            if not displaced.foreign:
-                continue
-            with contextlib.suppress(OSError):  # it lies safe in the stage: the checkpoint tries again
-                kept_as = keep_conflict(self._fs, self._layout, displaced.name, seq, displaced.op.path)
-                self._report(seq, displaced.op.path, kept_as, "an edit that raced the commit")
+            if displaced.foreign:
+                self._settle_displaced(seq, displaced, applied, parents)
         for op, found in applied.foreign:
             self._report(seq, op.path, "", found)
 
-    def settle(self) -> None:
-        """Under the mutex: tries once more to put committed changes in place."""
-        causes: list[tuple[str, str]] = []
-        for seq, ops in list(self._blocked):
-            outcome = self._forward.run([(seq, ops)], power_cut=False)
-            if outcome.failed:
-                causes += outcome.failed
-                with contextlib.suppress(CommitFailed):  # a hint: recovery looks at the last one anyway
-                    self._database.mark_blocked(seq, "; ".join(f"{p}: {c}" for p, c in outcome.failed))
-            else:
-                self._blocked.remove((seq, ops))
-                self._backlog.add(Unsynced(seq, ops))
-        self.unapplied = tuple(causes)
+    def _settle_displaced(self, seq: int, displaced: Displaced, applied: Applied, parents: Parents) -> None:
+        op, kept = displaced.op, "theirs"
+        area = self._tree.areas.of(op.mount)
+        if self._policy.on_race != "ours" and not op.within and area.recipe.exchanges:
+            try:
+                self._put_back(area, displaced, parents.need(op.path))
+            except OSError as error:  # gone again: ours stays
+                self._report(seq, op.path, "", f"an edit that could not be put back: {error}")
+                return
+            kept = "ours"
+            if self._policy.on_race == "block":
+                applied.failed.append((op, OSError(errno.EBUSY, UNDECIDED, op.path)))
+        kept_as = ""
+        if kept == "theirs" or isinstance(op.new, File):
+            with contextlib.suppress(OSError):  # it lies safe in the stage: the checkpoint tries again
+                kept_as = keep_conflict(self._fs, self._layout, area.stage, displaced.name, seq, op.path)
+        if kept_as or kept == "ours":
+            self._report(seq, op.path, kept_as, "an edit that raced the commit", kept=kept)
+
+    def _put_back(self, area: Area, displaced: Displaced, directory: int) -> None:
+        name = leaf_of(displaced.op.path)
+        if isinstance(displaced.op.new, Absent):
+            self._fs.rename_new(area.stage, displaced.name, directory, name)
+        else:
+            self._fs.exchange(area.stage, displaced.name, directory, name)
 
     def _refuse_while_blocked(self) -> None:
-        if self._blocked:
-            self.settle()
-        if self._blocked:
-            path, cause = self.unapplied[0]
+        progress = self._progress
+        if progress.blocked:
+            progress.settle()
+        if progress.blocked:
+            path, cause = progress.unapplied[0]
             raise WorkspaceBlocked(
                 "commit",
                 path,
                 expected="every earlier commit to be in place",
-                found=f"{len(self.unapplied)} path(s) that cannot be put in place: {cause}",
+                found=f"{len(progress.unapplied)} path(s) that cannot be put in place: {cause}",
                 hint="remove the cause; the next commit, or surefoot recover, finishes it",
             )
 
-    # --- recovery at open ---
 
-    def recover(self, *, power_cut: bool, epoch: str) -> Outcome:
-        """Finishes what the log says, then empties the stage. Killed anywhere, it is simply run again."""
-        unchecked = self._database.unchecked_ops()
-        if not unchecked:
-            self._forward.sweep([])
-            if power_cut:
-                self._database.mark_checkpointed(0, epoch)
-            return Outcome()
-        doubtful = [
-            (seq, ops)
-            for seq, blocked, ops in unchecked
-            if power_cut or blocked or seq == unchecked[-1][0]  # only the last can be unapplied after a kill
-        ]
-        outcome = self._forward.run(doubtful, power_cut=power_cut)
-        if outcome.failed:
-            failed = {path for path, _ in outcome.failed}
-            self._blocked = [(seq, ops) for seq, ops in doubtful if failed & {op.path for op in ops}]
-            self.unapplied = tuple(outcome.failed)
-            return outcome
-        for op, seq in self._make_durable([Unsynced(seq, ops) for seq, _, ops in unchecked]):
-            self._forward.rewrite(op, seq)
-        self._forward.sweep([(seq, ops) for seq, _, ops in unchecked])
-        self._database.mark_checkpointed(unchecked[-1][0], epoch)
-        return outcome
+def _mark_logged(requests: list[Request], logged: bool) -> None:
+    for request in requests:
+        if request.staged is not None:
+            request.staged.logged = logged
 
-    # --- checkpoint ---
 
-    @property
-    def wants_checkpoint(self) -> bool:
-        """Whether enough has piled up for the background."""
-        backlog = self._backlog
-        return (
-            len(backlog.unsynced) >= TRANSACTIONS_MAX
-            or backlog.size_bytes >= BYTES_MAX
-            or self._database.log_is_long
-        )
+def _member(request: Request, level: str) -> Member:
+    tx, staged = request.tx, request.staged
+    if tx is None or staged is None:
+        return Member(request.statements)
+    return Member(request.statements, tx.txid, tx.label, tx.owner, level, staged.ops, staged.blobs)
 
-    @property
-    def backlog_is_full(self) -> bool:
-        """Whether a commit has to wait for a checkpoint."""
-        return self._backlog.paths > BACKLOG_PATHS_MAX or self._backlog.size_bytes > BACKLOG_BYTES_MAX
 
-    def checkpoint(self, exclusive: Callable[[], AbstractContextManager[None]], *, epoch: str) -> None:
-        """Flushing and freeing happen outside the mutex; commits go on meanwhile."""
-        with exclusive():
-            entries = list(self._backlog.unsynced)
-            blocked = bool(self._blocked)
-        if entries:
-            for op, seq in self._make_durable(entries):
-                with exclusive():
-                    self._forward.rewrite(op, seq)
-            if not blocked:
-                with exclusive():
-                    self._database.mark_checkpointed(entries[-1].seq, epoch)
-                    self._backlog.drop(entries)
-                self._free_displaced(entries, exclusive)
-        with exclusive():
-            if self._database.log_is_long:
-                self._database.checkpoint_log()
+@dataclass
+class _Written:
+    """What the earlier members of a batch change."""
 
-    def _make_durable(self, entries: list[Unsynced]) -> list[tuple[Op, int]]:
-        """Flushes; returns the newest changes whose inodes failed to."""
-        ops = [op for entry in entries for op in entry.ops]
-        seqs = {op.path: entry.seq for entry in entries for op in entry.ops}
-        failed = flush_files(self._fs, self._tree, self._layout, ops)
-        return [(op, seqs[op.path]) for op in failed]
+    paths: set[str] = field(default_factory=set)
+    listings: set[str] = field(default_factory=set)  # directories in which names come or go
 
-    def _free_displaced(
-        self, entries: list[Unsynced], exclusive: Callable[[], AbstractContextManager[None]]
-    ) -> None:
-        present = set(self._fs.names(self._layout.stage))
-        for entry in entries:
-            for op in entry.ops:
-                for name in stage_names(op):
-                    if name in present:
-                        self._free(entry.seq, op, name, exclusive)
-                if op.kept:
-                    self._fs.unlink(self._layout.keep, op.stage)
+    def add(self, request: Request) -> None:
+        """One more member."""
+        for op in request.staged.ops if request.staged is not None else ():
+            self.paths.add(op.path)
+            if _lists_differ(op):
+                self.listings.add(parent_of(op.path))
 
-    def _free(
-        self, seq: int, op: Op, name: str, exclusive: Callable[[], AbstractContextManager[None]]
-    ) -> None:
-        """A writer that still had the old version open may have gone on: its bytes are kept."""
-        if self._is_untouched(op, name):
-            self._fs.unlink(self._layout.stage, name)
-            return
-        data, _ = self._fs.read(self._layout.stage, name)
-        versions = [state.digest for state in (op.old, op.new) if isinstance(state, File)]
-        if digest_of(data) in versions:
-            self._fs.unlink(self._layout.stage, name)
-            return
-        kept_as = keep_conflict(self._fs, self._layout, name, seq, op.path)
-        with exclusive():
-            self._report(seq, op.path, kept_as, "written to after it had been replaced")
-
-    def _is_untouched(self, op: Op, name: str) -> bool:
-        """By its stamp, where that proves it; by content otherwise."""
-        if op.old_stamp is None or not self._tree.recipe.fine_stamps:
+    def matters_to(self, request: Request) -> bool:
+        """Whether the request reads, lists or lies below any of it: then it waits for the next batch."""
+        if request.tx is None or request.staged is None or not self.paths:
             return False
-        found = self._fs.lstat(self._layout.stage, name)
-        return found is not None and op.old_stamp.same_content(Stamp.of(found))
+        above = {directory for op in request.staged.ops for directory in ancestors_of(op.path)}
+        reads = self.paths.isdisjoint(request.tx.snapshots) and self.paths.isdisjoint(above)
+        return not (reads and self.listings.isdisjoint(request.tx.listings))
 
 
-def _listing(names: tuple[str, ...] | None, directory: str) -> tuple[str, ...] | None:
-    if names is None or directory:
-        return names
-    return tuple(name for name in names if name != CONTROL_DIR)
+def _lists_differ(op: Op) -> bool:
+    return isinstance(op.old, Absent) != isinstance(op.new, Absent)
 
 
 def _conflict(snapshot: Snapshot, found: str) -> Conflict:

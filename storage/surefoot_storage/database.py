@@ -1,4 +1,4 @@
-"""The log: the only module of the storage layer that speaks SQL.
+"""The database: one connection, its commit point, and the only module that calls SQLite.
 
 apsw, because it brings its own SQLite: versions 3.7.0 to 3.51.2 can lose committed pages when one
 connection checkpoints while another writes (https://sqlite.org/wal.html#walresetbug), and that is what
@@ -10,23 +10,24 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import time
 import urllib.parse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import apsw
 
-from .errors import CommitFailed, CommitOutcomeUnknown, Conflict, WorkspaceUnusable
-from .records import Row, op_row, row_op
+from .errors import CommitFailed, CommitOutcomeUnknown, Conflict, SurefootError, WorkspaceUnusable
+from .records import INSERT_OP, Member, Row, op_row
 from .schema import APPLICATION_ID, Schema
 from .sqlite import commit_failed, sqlite_is_safe, unusable
-from .states import Op
-from .transaction import Statement
+from .wants import Statement
 
 WAL_PAGES_MAX = 2000  # about 8 MiB: past it the log is copied into the database and started over
 _WAL_RESERVE_BYTES = 2 << 20  # written once, so that commits overwrite blocks instead of allocating them
 _BUSY_MS = 5_000
-_COMMITTED, _BLOCKED, _VOID = 1, 4, 9
+COMMITTED, BLOCKED, VOID = 1, 4, 9  # the status of a transaction
 
 
 class Database:
@@ -43,6 +44,8 @@ class Database:
             )
         self.path = path
         self._log_pages = 0
+        self._durable = True
+        self.flush_s = 0.0  # what a durable commit costs here, lately
         name, flags = path, apsw.SQLITE_OPEN_READWRITE
         if read_only:
             flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
@@ -120,7 +123,9 @@ class Database:
             WorkspaceUnusable: every later write would fail.
         """
         try:
-            self.write_rows([Statement("UPDATE workspace SET epoch = epoch")], at=0.0, durable=False)
+            self.write_rows(
+                [Statement("UPDATE workspace SET hardened = hardened + 1")], at=0.0, durable=False
+            )
         except CommitFailed as error:
             raise WorkspaceUnusable(
                 "open the database",
@@ -175,61 +180,84 @@ class Database:
 
     def commit(
         self,
-        txid: str,
+        members: Sequence[Member],
         *,
-        label: str,
         at: float,
-        ops: Sequence[Op],
-        blobs: Mapping[bytes, tuple[int, bytes | None]],
-        statements: Sequence[Statement],
-    ) -> int:
-        """One barrier; returns the transaction's sequence number.
+        durable: bool = True,
+        waiting: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> list[int | SurefootError]:
+        """One barrier for all; for each member its sequence number (0: rows alone), or why it is not in.
+
+        A member that does not fit is rolled back alone. Not `durable`: survives a kill, a power cut may
+        forget it. `waiting` is entered for the length of the flush.
 
         Raises:
-            Conflict: a statement changed another number of rows than it expects.
-            CommitFailed: the log does not hold it and never will.
+            CommitFailed: the log holds none of them and never will.
             CommitOutcomeUnknown: the next open decides. Nothing may use this connection again.
         """
+        results: list[int | SurefootError] = []
         try:
+            self._be_durable(durable)
             self._db.execute("BEGIN IMMEDIATE")
-            seq = self._insert(txid, label, at, ops, blobs)
-            self._run(statements, {"seq": seq, "txid": txid, "at": at})
+            batch = self.query("SELECT coalesce(max(seq), 0) + 1 FROM txn")[0][0]
+            results += [self._add(member, batch, at) for member in members]
         except apsw.Error as error:
             self._roll_back()
-            raise commit_failed(txid, error) from error
+            raise commit_failed(_names(members), error) from error
         except BaseException:
             self._roll_back()
             raise
+        if all(isinstance(result, SurefootError) for result in results):
+            self._roll_back()
+            return results
         try:
-            self._db.execute("COMMIT")
+            with waiting():
+                started = time.monotonic()
+                self._db.execute("COMMIT")
+            if durable:
+                self.flush_s += (time.monotonic() - started - self.flush_s) / 8
         except BaseException as error:
-            self._settle(txid, error)
-            raise commit_failed(txid, error) from error
+            self._settle(members, error)
+            raise commit_failed(_names(members), error) from error
+        return results
+
+    def _be_durable(self, durable: bool) -> None:
+        if durable != self._durable:
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._durable = durable
+
+    def _add(self, member: Member, batch: int, at: float) -> int | SurefootError:
+        """One member inside the batch's transaction.
+
+        Raises:
+            apsw.Error: the whole batch is rolled back.
+        """
+        self._db.execute("SAVEPOINT member")
+        try:
+            seq = self._insert(member, batch, at) if member.txid else 0
+            self._run(member.statements, {"seq": seq, "txid": member.txid, "at": at})
+        except (Conflict, apsw.Error) as error:
+            if not self._db.in_transaction:
+                raise  # a full disk or an I/O error has ended all of it
+            self._db.execute("ROLLBACK TO member; RELEASE member")
+            return error if isinstance(error, Conflict) else commit_failed(member.txid or "rows", error)
+        self._db.execute("RELEASE member")
         return seq
 
-    def _insert(
-        self,
-        txid: str,
-        label: str,
-        at: float,
-        ops: Sequence[Op],
-        blobs: Mapping[bytes, tuple[int, bytes | None]],
-    ) -> int:
+    def _insert(self, member: Member, batch: int, at: float) -> int:
         self._db.execute(
-            "INSERT INTO txn (txid, batch, status, label, at)"
-            " VALUES (?, (SELECT coalesce(max(seq), 0) + 1 FROM txn), ?, ?, ?)",
-            (txid, _COMMITTED, label, at),
+            "INSERT INTO txn (txid, batch, status, label, owner, level, at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (member.txid, batch, COMMITTED, member.label, member.owner, member.level, at),
         )
         seq = self._db.last_insert_rowid()
         self._db.executemany(
-            "INSERT OR IGNORE INTO blob VALUES (?, ?, ?)",
-            [(digest, size, data) for digest, (size, data) in blobs.items()],
+            "INSERT INTO blob VALUES (?, ?, ?) ON CONFLICT (digest) DO UPDATE SET data = excluded.data"
+            " WHERE blob.data IS NULL AND excluded.data IS NOT NULL",
+            [(digest, size, data) for digest, (size, data) in member.blobs.items()],
         )
-        marks = ", ".join("?" * 20)
-        self._db.executemany(
-            f"INSERT INTO file_op VALUES ({marks})",  # noqa: S608 - only constants are put in
-            [op_row(seq, idx, op) for idx, op in enumerate(ops)],
-        )
+        for mount in {op.mount for op in member.ops if op.mount}:
+            self._db.execute("INSERT OR IGNORE INTO mount VALUES (?)", (os.fsencode(mount),))
+        self._db.executemany(INSERT_OP, [op_row(seq, idx, op) for idx, op in enumerate(member.ops)])
         return seq
 
     def _run(self, statements: Iterable[Statement], given: Mapping[str, Any]) -> None:
@@ -244,7 +272,7 @@ class Database:
                     found=f"{changed}: somebody else changed them",
                 )
 
-    def _settle(self, txid: str, cause: BaseException) -> None:
+    def _settle(self, members: Sequence[Member], cause: BaseException) -> None:
         """A failed COMMIT is not an abort: after a failed flush the record may still be found later.
 
         A full disk is clean (the commit frame was never written whole). Otherwise a void record on the
@@ -253,37 +281,31 @@ class Database:
         self._roll_back()
         if isinstance(cause, apsw.FullError):
             return
+        self._be_durable(True)
         try:
             with self._transaction():
-                self._db.execute(
+                self._db.executemany(
                     "INSERT INTO txn (txid, batch, status, label, at) VALUES (?, 0, ?, 'void', 0)",
-                    (txid, _VOID),
+                    [(member.txid or f"rows.{os.urandom(8).hex()}", VOID) for member in members],
                 )
-        except BaseException as error:  # whatever it was: nobody knows what the log holds  # noqa: BLE001 - whatever it was, nobody knows what the log holds
+        except BaseException as error:  # noqa: BLE001 - whatever it was, nobody knows what the log holds
             raise CommitOutcomeUnknown(
                 "commit",
-                txid,
+                _names(members),
                 expected="the log on disk",
                 found=f"{cause}; then {error}",
                 hint="open the workspace again: it finds out whether the transaction happened",
             ) from cause
 
     def write_rows(self, statements: Sequence[Statement], *, at: float, durable: bool) -> None:
-        """Rows without files. Not `durable`: survives a kill, may be forgotten by a power cut.
+        """Rows without files, alone.
 
         Raises:
             Conflict, CommitFailed: nothing was changed.
         """
-        if not durable:
-            self._db.execute("PRAGMA synchronous = NORMAL")
-        try:
-            with self._transaction():
-                self._run(statements, {"at": at})
-        except apsw.Error as error:
-            raise commit_failed("rows", error) from error
-        finally:
-            if not durable:
-                self._db.execute("PRAGMA synchronous = FULL")
+        (result,) = self.commit([Member(statements=statements)], at=at, durable=durable)
+        if isinstance(result, SurefootError):
+            raise result
 
     # --- reading ---
 
@@ -294,50 +316,49 @@ class Database:
         except apsw.Error as error:
             raise unusable(self.path, error) from error
 
-    def unchecked_ops(self) -> list[tuple[int, bool, list[Op]]]:
-        """(sequence, blocked, changes) of each transaction whose files are not known to be durable."""
-        rows = self.query(
-            "SELECT file_op.*, txn.status FROM file_op JOIN txn USING (seq)"
-            " WHERE seq > (SELECT checkpointed_seq FROM workspace) AND status <> ? ORDER BY seq, idx",
-            (_VOID,),
-        )
-        found: dict[int, tuple[bool, list[Op]]] = {}
-        for row in rows:
-            found.setdefault(row[0], (row[-1] == _BLOCKED, []))[1].append(row_op(row))
-        return [(seq, blocked, ops) for seq, (blocked, ops) in found.items()]
+    def begin_reading(self) -> None:
+        """One snapshot for what follows."""
+        self.query("BEGIN")
 
-    def blob(self, digest: bytes) -> bytes | None:
-        """Content by sha256; None where the database does not hold it itself."""
-        rows = self.query("SELECT data FROM blob WHERE digest = ?", (digest,))
-        return rows[0][0] if rows else None
+    def end_reading(self) -> None:
+        """Of the snapshot."""
+        self._roll_back()
 
-    def epoch(self) -> str:
-        """The boot and filesystem that the workspace was last used on."""
-        return str(self.query("SELECT epoch FROM workspace")[0][0])
+    def fill_scratch(self, seqs: Iterable[int]) -> None:
+        """A temporary table of sequence numbers, for questions that compare with many."""
+        self.query("CREATE TEMP TABLE IF NOT EXISTS scratch (seq INTEGER PRIMARY KEY)")
+        self.query("DELETE FROM temp.scratch")
+        for seq in seqs:
+            self.query("INSERT INTO temp.scratch VALUES (?)", (seq,))
 
-    # --- after the commit ---
+    def wipe_log(self) -> None:
+        """Copies the whole log into the database and cuts it off, so that deleted contents are in neither.
 
-    def mark_blocked(self, seq: int, cause: str) -> None:
-        """The files of this transaction are not all in place."""
-        sql = "UPDATE txn SET status = :blocked, cause = :cause WHERE seq = :seq"
-        values = {"blocked": _BLOCKED, "cause": cause, "seq": seq}
-        self.write_rows([Statement(sql, values)], at=0.0, durable=False)
+        Raises:
+            WorkspaceUnusable: somebody is still reading an older snapshot.
+        """
+        self._db.execute("PRAGMA secure_delete = ON").fetchall()
+        try:
+            self._db.execute("VACUUM")
+            busy, _, _ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()[0]
+        except apsw.Error as error:
+            raise unusable(self.path, error) from error
+        if busy:
+            raise WorkspaceUnusable(
+                "wipe the log", self.path, expected="nobody to be reading", found="another process that is",
+                hint="try again in a moment",
+            )  # fmt: skip
 
-    def note_foreign_edit(self, seq: int, path: str, kept_as: str, found: str, at: float) -> None:
-        """Somebody else's version of a path, and where it is kept."""
-        values = {"seq": seq, "path": os.fsencode(path), "kept_as": kept_as, "found": found}
-        sql = (
-            "INSERT OR IGNORE INTO foreign_edit (seq, path, kept_as, found, at)"
-            " VALUES (:seq, :path, :kept_as, :found, :at)"
-        )
-        self.write_rows([Statement(sql, values)], at=at, durable=False)
+    def data_version(self) -> int:
+        """Changes when another connection has committed (sqlite.org/pragma.html#pragma_data_version)."""
+        return int(self.query("PRAGMA data_version")[0][0])
 
-    def mark_checkpointed(self, seq: int, epoch: str) -> None:
-        """The files of every transaction up to `seq` are in place and durable."""
-        durable = "UPDATE workspace SET checkpointed_seq = max(checkpointed_seq, :upto), epoch = :epoch"
-        unblocked = "UPDATE txn SET status = :ok, cause = '' WHERE status = :blocked AND seq <= :upto"
-        values = {"upto": seq, "epoch": epoch, "ok": _COMMITTED, "blocked": _BLOCKED}
-        self.write_rows([Statement(durable, values), Statement(unblocked, values)], at=0.0, durable=True)
+    @property
+    def is_made(self) -> bool:
+        """Whether the tables existed when it was opened."""
+        return bool(self._found)
+
+    # --- the write-ahead log ---
 
     @property
     def log_is_long(self) -> bool:
@@ -350,13 +371,17 @@ class Database:
 
     def checkpoint_log(self) -> None:
         """Copies the log into the database, so that the next commit starts it over."""
-        with contextlib.suppress(apsw.BusyError):
+        try:
             self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
             self._log_pages = 0
+        except apsw.BusyError:
+            return  # somebody reads an old snapshot: the next commit tries again
+        except apsw.Error as error:
+            raise unusable(self.path, error) from error
 
     def copy_into(self, path: str) -> None:
         """A fresh copy on new blocks, checked whole."""
-        self._db.execute("VACUUM INTO ?", (path,))
+        self.query("VACUUM INTO ?", (path,))
         copy = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
         verdict = copy.execute("PRAGMA integrity_check").fetchall()
         copy.close()
@@ -364,3 +389,7 @@ class Database:
             raise WorkspaceUnusable(
                 "repair the database", self.path, expected="a sound database", found=str(verdict[:3])
             )
+
+
+def _names(members: Sequence[Member]) -> str:
+    return ", ".join(member.txid or "rows" for member in members)

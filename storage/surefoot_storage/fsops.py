@@ -10,24 +10,27 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import stat
 import time
 from collections.abc import Iterator
 
 from . import syscalls
+from .fstrees import WholeTrees
 
 _READ_CHUNK = 1 << 20
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_BENEATH = (
-    syscalls.RESOLVE_BENEATH
-    | syscalls.RESOLVE_NO_SYMLINKS
-    | syscalls.RESOLVE_NO_MAGICLINKS
-    | syscalls.RESOLVE_NO_XDEV
-)
+_BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
+_CARRIED = ("system.posix_acl_access", "system.posix_acl_default", "security.selinux")
+_COPY_CHUNK = 64 << 20
+_FICLONE = 0x40049409
+_NO_COPY = (
+    errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM, errno.ETXTBSY
+)  # fmt: skip
 
 
-class FsOps:
+class FsOps(WholeTrees):
     """Linux. Each method is one system call or the shortest loop around one."""
 
     # --- directories and look-ups ---
@@ -36,20 +39,21 @@ class FsOps:
         """Descriptor of a directory named by an ordinary path (symlinks in it are followed)."""
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
-    def open_dir(self, root: int, path: str) -> int:
-        """Descriptor of the directory `path` beneath `root`.
+    def open_dir(self, root: int, path: str, *, cross: bool = False) -> int:
+        """Descriptor of the directory `path` beneath `root`; `cross`: also through mount points.
 
         Raises:
             OSError: ELOOP a symlink is on the way, EXDEV a mount point is, ENOENT, ENOTDIR.
         """
+        resolve = _BENEATH | (0 if cross else syscalls.RESOLVE_NO_XDEV)
         try:
-            return syscalls.openat2(root, path or ".", os.O_RDONLY | os.O_DIRECTORY, _BENEATH)
+            return syscalls.openat2(root, path or ".", os.O_RDONLY | os.O_DIRECTORY, resolve)
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EPERM):
                 raise
-        return self._walk(root, path)
+        return self._walk(root, path, cross=cross)
 
-    def _walk(self, root: int, path: str) -> int:
+    def _walk(self, root: int, path: str, *, cross: bool) -> int:
         """open_dir for kernels and sandboxes without openat2: one name at a time."""
         device = os.fstat(root).st_dev
         fd = os.open(".", _DIRECTORY, dir_fd=root)
@@ -59,7 +63,7 @@ class FsOps:
             finally:
                 os.close(fd)
             fd = child
-            if os.fstat(fd).st_dev != device:
+            if not cross and os.fstat(fd).st_dev != device:
                 os.close(fd)
                 raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
         return fd
@@ -76,24 +80,37 @@ class FsOps:
         return os.fstat(fd)
 
     def names(self, directory: int) -> list[str]:
-        """The names in a directory, sorted."""
-        return sorted(os.listdir(directory))
+        """The names in a directory, sorted.
+
+        Through a descriptor of its own: btrfs shows a descriptor only what was there when it was opened.
+        """
+        fd = os.open(".", _DIRECTORY, dir_fd=directory)
+        try:
+            return sorted(os.listdir(fd))
+        finally:
+            os.close(fd)
 
     def may_write_in(self, directory: int) -> bool:
         """Whether names may be created and replaced in the directory."""
         return os.access(".", os.W_OK | os.X_OK, dir_fd=directory, effective_ids=True)
 
-    def is_mount_point(self, directory: int, name: str) -> bool:
-        """Whether something is mounted over this very file (a container's single-file bind mount)."""
-        try:
-            os.close(syscalls.openat2(directory, name, os.O_PATH | os.O_NOFOLLOW, syscalls.RESOLVE_NO_XDEV))
-        except OSError as error:
-            return error.errno == errno.EXDEV
-        return False
+    def facts(self, directory: int, name: str) -> tuple[int, int]:
+        """(immutable and append-only flags, id of the mount); `""` is the directory itself."""
+        attributes, mount = syscalls.statx(directory, name)
+        return attributes & (syscalls.ATTRIBUTE_IMMUTABLE | syscalls.ATTRIBUTE_APPEND), mount
 
     def filesystem(self, fd: int) -> tuple[int, str]:
         """(magic number, filesystem id)."""
         return syscalls.filesystem_type(fd)
+
+    def free_bytes(self, fd: int) -> int:
+        """Room for this user on the filesystem."""
+        found = os.fstatvfs(fd)
+        return found.f_bavail * found.f_frsize
+
+    def allocate(self, fd: int, size: int) -> None:
+        """Takes room for a file without writing it."""
+        os.posix_fallocate(fd, 0, size)
 
     # --- contents ---
 
@@ -123,16 +140,86 @@ class FsOps:
             chunks.append(chunk)
         return b"".join(chunks)
 
+    def digest(self, directory: int, name: str) -> tuple[bytes, os.stat_result]:
+        """sha256 of a regular file of any size, with the stat that belongs to it.
+
+        Raises:
+            OSError: as `read`.
+        """
+        fd = self.open_file(directory, name)
+        try:
+            before = os.fstat(fd)
+            for _ in range(3):
+                os.lseek(fd, 0, os.SEEK_SET)
+                found = hashlib.sha256()
+                while chunk := os.read(fd, _READ_CHUNK):
+                    found.update(chunk)
+                after = os.fstat(fd)
+                if (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns):
+                    return found.digest(), after
+                before = after
+        finally:
+            os.close(fd)
+        raise OSError(errno.EBUSY, "the file keeps changing while it is read", name)
+
+    def read_chunk(self, fd: int, size: int) -> bytes:
+        """The next bytes of an open file; empty at its end."""
+        return os.read(fd, size)
+
+    def copy(self, source: int, target: int) -> None:
+        """The whole content into an empty file: shared blocks where the filesystem can, else copied by it."""
+        try:
+            fcntl.ioctl(target, _FICLONE, source)
+        except OSError as error:
+            if error.errno not in _NO_COPY:
+                raise
+        else:
+            return
+        self._copy_range(source, target)
+
+    def _copy_range(self, source: int, target: int) -> None:
+        os.lseek(source, 0, os.SEEK_SET)
+        try:
+            while os.copy_file_range(source, target, _COPY_CHUNK):
+                pass
+        except OSError as error:
+            if error.errno not in _NO_COPY:
+                raise
+            os.lseek(source, os.lseek(target, 0, os.SEEK_CUR), os.SEEK_SET)
+            while chunk := os.read(source, _READ_CHUNK):
+                self.write(target, chunk)
+
+    def open_to_overwrite(self, directory: int, name: str) -> int:
+        """An existing regular file, for writing over it."""
+        return os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+
+    def truncate(self, fd: int, size: int) -> None:
+        """ftruncate(2)."""
+        os.ftruncate(fd, size)
+
     def create(self, directory: int, name: str) -> int:
         """A new empty file, 0600, open for reading and writing."""
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(name, flags, 0o600, dir_fd=directory)
 
-    def write(self, fd: int, data: bytes) -> None:
+    def write(self, fd: int, data: bytes | memoryview) -> None:
         """All of `data`; a short write goes on where it stopped."""
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
+
+    def write_at(self, fd: int, data: bytes, offset: int) -> None:
+        """pwrite(2) of a small record."""
+        os.pwrite(fd, data, offset)
+
+    def read_at(self, fd: int, size: int, offset: int) -> bytes:
+        """pread(2) of a small record."""
+        return os.pread(fd, size, offset)
+
+    def open_record(self, directory: int, name: str) -> int:
+        """A small file that is written in place, made where it is missing."""
+        flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(name, flags, 0o600, dir_fd=directory)
 
     def open_file(self, directory: int, name: str) -> int:
         """An existing regular file, for syncing or changing its mode."""
@@ -163,8 +250,12 @@ class FsOps:
             names = os.listxattr(path, follow_symlinks=False)
         except OSError:  # the filesystem has none
             return {}
-        kept = [n for n in names if n.startswith("user.") or n == "system.posix_acl_access"]
+        kept = [n for n in names if n.startswith("user.") or n in _CARRIED]
         return {n: os.getxattr(path, n, follow_symlinks=False) for n in kept}
+
+    def touch(self, directory: int, name: str) -> None:
+        """Its time of change is now."""
+        os.utime(name, dir_fd=directory, follow_symlinks=False)
 
     def set_xattr(self, fd: int, name: str, value: bytes) -> None:
         """fsetxattr(2)."""
@@ -172,9 +263,9 @@ class FsOps:
 
     # --- durability ---
 
-    def start_writeback(self, fd: int) -> None:
-        """Sends the file's data on its way to the device; returns at once, flushes nothing."""
-        syscalls.sync_file_range(fd, syscalls.SYNC_FILE_RANGE_WRITE)
+    def start_writeback(self, fd: int, offset: int = 0, size: int = 0) -> None:
+        """Sends the file's data (or a part) on its way to the device; returns at once, flushes nothing."""
+        syscalls.sync_file_range(fd, syscalls.SYNC_FILE_RANGE_WRITE, offset, size)
 
     def wait_writeback(self, fd: int) -> None:
         """Returns when the data has reached the device (its cache, that is: no flush)."""
@@ -241,6 +332,10 @@ class FsOps:
             return False
         return True
 
+    def lock(self, fd: int) -> None:
+        """The same, waiting for as long as it takes."""
+        fcntl.flock(fd, fcntl.LOCK_EX)
+
     def umask(self) -> int:
         """The process's file mode mask, read without changing it."""
         with open("/proc/self/status", encoding="ascii") as status:
@@ -254,9 +349,9 @@ class FsOps:
         return time.time_ns()
 
     @contextlib.contextmanager
-    def opened_dir(self, root: int, path: str) -> Iterator[int]:
+    def opened_dir(self, root: int, path: str, *, cross: bool = False) -> Iterator[int]:
         """`open_dir` for a block."""
-        fd = self.open_dir(root, path)
+        fd = self.open_dir(root, path, cross=cross)
         try:
             yield fd
         finally:

@@ -1,12 +1,14 @@
 """The control directory `.surefoot/`: what lies where, and open descriptors of it.
 
 surefoot.db, -wal, -shm   the log (only SQLite opens these)
-stage/<txid>.<n>          new versions before the swap, displaced old ones after it
-keep/<txid>.<n>           second name of a large new version, until it is durable in its place
+stage/<worker>.<n>.<txid> new versions before the swap, displaced old ones after it
+keep/<worker>.<n>.<txid>  second name of a large new version, until it is durable in its place
+workers/<worker>          locked for as long as that worker has the workspace open
+locks/<hash>              named locks of steps
 blobs/<aa>/<sha256>       large old versions, kept for undo
 conflicts/<name>          what somebody else had written where a commit put its own version
 workspace.json            format and identity: written last when a workspace is made
-holder.json               which process holds the lock; a note for people, proves nothing
+applied                   up to which commit the files are in place: a hint, never proof
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +28,10 @@ from .states import digest_of
 
 DATABASE = "surefoot.db"
 MARKER = "workspace.json"
-HOLDER = "holder.json"
+APPLIED = "applied"
 DAMAGED = "database-damaged"  # present: the log failed to flush; copy it to new blocks before trusting it
-FOLDERS = ("stage", "keep", "blobs", "conflicts")
+STAGE_SUFFIXES = (".old", ".again", ".aside")  # a displaced version; a second try; one moved out of the way
+FOLDERS = ("stage", "keep", "blobs", "conflicts", "workers", "locks")
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,9 @@ class Layout:
     keep: int
     blobs: int
     conflicts: int
+    workers: int
+    locks: int
+    applied: int
 
     @classmethod
     def open(cls, fs: FsOps, root: int) -> Layout:
@@ -46,7 +54,9 @@ class Layout:
         fds: list[int] = []
         try:
             fds.append(fs.open_dir(root, CONTROL_DIR))
-            fds.extend(fs.open_dir(fds[0], name) for name in FOLDERS)
+            for name in FOLDERS:
+                fds.append(fs.open_dir(fds[0], name))
+            fds.append(fs.open_record(fds[0], APPLIED))
         except BaseException:
             for fd in fds:
                 fs.close(fd)
@@ -54,8 +64,9 @@ class Layout:
         return cls(fs, *fds)
 
     def close(self) -> None:
-        """Gives all descriptors back; the lock goes with the control directory's."""
-        for fd in (self.stage, self.keep, self.blobs, self.conflicts, self.control):
+        """Gives all descriptors back."""
+        folders = (self.stage, self.keep, self.blobs, self.conflicts, self.workers, self.locks)
+        for fd in (*folders, self.applied, self.control):
             self.fs.close(fd)
 
     # --- small notes ---
@@ -70,20 +81,59 @@ class Layout:
 
     # --- large contents ---
 
-    def store_blob(self, digest: bytes, data: bytes) -> None:
-        """Keeps content as a file that is durable when this returns."""
+    def store_blob(self, digest: bytes, directory: int, source: str, *, durable: bool = True) -> None:
+        """Keeps a file's content, copied, `durable` when this returns. Its digest was taken before.
+
+        Raises:
+            OSError: EBUSY where it is another content by now.
+        """
         name = digest.hex()
         with contextlib.suppress(FileExistsError):
             self.fs.mkdir(self.blobs, name[:2], 0o700)
-        with self.fs.opened_dir(self.blobs, name[:2]) as folder:
+        with self.blob_folder(digest) as folder:
             if self.fs.lstat(folder, name) is not None:
+                self.fs.touch(folder, name)  # whoever lets old versions go leaves this one alone for a while
                 return
-            temporary = f"{name}.new"
-            self.fs.unlink(folder, temporary)
-            write_durably(self.fs, folder, temporary, data)
-            self.fs.rename_over(folder, temporary, folder, name)
-            self.fs.sync(folder)
-        self.fs.sync(self.blobs)
+            temporary = f"{name}.{os.urandom(4).hex()}.new"
+            try:
+                self._copy_checked(digest, directory, source, folder, temporary, durable=durable)
+                self.fs.rename_over(folder, temporary, folder, name)
+            except BaseException:
+                self.fs.unlink(folder, temporary)
+                raise
+            if durable:
+                self.fs.sync(folder)
+        if durable:
+            self.fs.sync(self.blobs)
+
+    def _copy_checked(
+        self, digest: bytes, directory: int, source: str, folder: int, name: str, *, durable: bool
+    ) -> None:
+        target = self.fs.create(folder, name)
+        try:
+            fd = self.fs.open_file(directory, source)
+            try:
+                self.fs.copy(fd, target)
+            finally:
+                self.fs.close(fd)
+            if durable:
+                self.fs.sync_data(target)
+        finally:
+            self.fs.close(target)
+        if self.fs.digest(folder, name)[0] != digest:
+            raise OSError(errno.EBUSY, "it changed while its old version was kept", source)
+
+    def blob_digests(self) -> list[bytes]:
+        """Everything that is kept as a file of its own."""
+        found = []
+        for folder in self.fs.names(self.blobs):
+            with self.fs.opened_dir(self.blobs, folder) as fd:
+                found += [bytes.fromhex(name) for name in self.fs.names(fd) if not name.endswith(".new")]
+        return found
+
+    def blob_folder(self, digest: bytes) -> AbstractContextManager[int]:
+        """The folder in `blobs/` that a content belongs to."""
+        return self.fs.opened_dir(self.blobs, digest.hex()[:2])
 
     def read_blob(self, digest: bytes) -> bytes:
         """Content kept by `store_blob`, checked.
@@ -92,21 +142,11 @@ class Layout:
             UnreadableFile: it is gone or damaged.
         """
         name = digest.hex()
-        with contextlib.suppress(OSError), self.fs.opened_dir(self.blobs, name[:2]) as folder:
+        with contextlib.suppress(OSError), self.blob_folder(digest) as folder:
             data, _ = self.fs.read(folder, name)
             if digest_of(data) == digest:
                 return data
         raise UnreadableFile("read the kept content", name, expected="a file with this sha256", found="none")
-
-
-def write_durably(fs: FsOps, directory: int, name: str, data: bytes) -> None:
-    """A new file whose data is on the device when this returns (its name is not)."""
-    fd = fs.create(directory, name)
-    try:
-        fs.write(fd, data)
-        fs.sync_data(fd)
-    finally:
-        fs.close(fd)
 
 
 def write_note(fs: FsOps, control: int, name: str, value: dict[str, Any], *, durable: bool) -> None:
@@ -134,3 +174,19 @@ def read_note(fs: FsOps, control: int, name: str) -> dict[str, Any] | None:
             raise
         return None
     return value if isinstance(value, dict) else None
+
+
+def stage_name(worker: str, txid: str, idx: int) -> str:
+    """The name of a change's staged file: whose it is, and what of."""
+    return f"{worker}.{idx}.{txid}"
+
+
+def parse_stage_name(name: str) -> tuple[str, str, int] | None:
+    """(worker, transaction, index); None for a name that is nobody's."""
+    for suffix in STAGE_SUFFIXES:
+        name = name.removesuffix(suffix)
+    head, _, rest = name.partition(".")
+    idx, _, txid = rest.partition(".")
+    if txid and idx.isdecimal():
+        return head, txid, int(idx)
+    return ("", head, int(idx)) if idx.isdecimal() else None  # as the first version named them

@@ -1,21 +1,21 @@
-"""Making, locking and checking a workspace's control directory."""
+"""Making and checking a workspace's control directory."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-import time
 from collections.abc import Iterator
 
-from . import fsops, processes
-from .errors import SurefootError, WorkspaceBusy, WorkspaceUnusable, os_error_text
+from . import fsops
+from .errors import WorkspaceUnusable, os_error_text
 from .fsops import FsOps
-from .layout import DATABASE, FOLDERS, HOLDER, MARKER, Layout, read_note, write_note
+from .identity import note_of
+from .layout import APPLIED, DATABASE, FOLDERS, MARKER, Layout, read_note
 from .paths import CONTROL_DIR
 
-FORMAT = 1  # of the control directory; the database carries its own
-_OURS = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", MARKER, HOLDER, ".gitignore")
+FORMAT = 2  # of the control directory; the database carries its own
+_OURS = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", MARKER, APPLIED, ".gitignore")
 
 
 def open_root(fs: FsOps, path: str) -> int:
@@ -55,36 +55,18 @@ def explained(path: str) -> Iterator[None]:
         ) from error
 
 
-def enter_control(fs: FsOps, root: int, path: str) -> tuple[Layout, bool]:
-    """The control directory, made where it is missing, locked. True where this call made it.
+def make_control(fs: FsOps, root: int, path: str) -> bool:
+    """The control directory; True where this call made it.
 
     Raises:
-        WorkspaceUnusable, WorkspaceBusy: nothing was changed.
+        WorkspaceUnusable: something else is in its place, or it is another user's.
     """
-    made = _make_control(fs, root, path)
-    try:
-        _lock_and_check(fs, root, path)
-        for folder in FOLDERS:
-            with contextlib.suppress(FileExistsError), fs.opened_dir(root, CONTROL_DIR) as control:
-                fs.mkdir(control, folder, 0o700)
-        layout = Layout.open(fs, root)
-    except BaseException:
-        if made:
-            remove_control(fs, root)
-        raise
-    if not fs.try_lock(layout.control):
-        layout.close()
-        raise busy(fs, root, path)
-    return layout, made
-
-
-def _make_control(fs: FsOps, root: int, path: str) -> bool:
     found = fs.lstat(root, CONTROL_DIR)
     if found is None:
         try:
             fs.mkdir(root, CONTROL_DIR, 0o700)
         except FileExistsError:
-            return False  # somebody else is making it at this moment: the lock decides
+            return False  # somebody else is making it at this moment: the lock decides who fills it
         return True
     if not fsops.is_directory(found):
         raise unusable(
@@ -105,14 +87,7 @@ def check_owner(path: str, found: os.stat_result) -> None:
         )
 
 
-def _lock_and_check(fs: FsOps, root: int, path: str) -> None:
-    with fs.opened_dir(root, CONTROL_DIR) as control:
-        if not fs.try_lock(control):
-            raise busy(fs, root, path)
-        check_format(fs, control, path)
-
-
-def check_format(fs: FsOps, control: int, path: str) -> None:
+def check_format(fs: FsOps, control: int, path: str, *, adopt: bool = False) -> None:
     """Refuses a newer control directory, and one whose database has gone.
 
     Raises:
@@ -129,48 +104,34 @@ def check_format(fs: FsOps, control: int, path: str) -> None:
             f"format {FORMAT} or older",
             "pip install --upgrade surefoot",
         )
-    if fs.lstat(control, DATABASE) is None:
+    if fs.lstat(control, DATABASE) is None and not adopt:
         raise unusable(
             path,
-            f"no {CONTROL_DIR}/{DATABASE}",
+            f"no {CONTROL_DIR}/{DATABASE}: its history is gone",
             "the workspace's database",
-            f"restore it from a backup; or remove {CONTROL_DIR} to start over without any history",
+            "surefoot restore puts a backup in its place; surefoot adopt starts over without any history",
         )
 
 
-def busy(fs: FsOps, root: int, path: str) -> WorkspaceBusy:
-    """Names the process that holds the lock, by the kernel's word first and by its own note second."""
-    found = "another process (not visible from here: another container?)"
-    with contextlib.suppress(OSError, SurefootError), fs.opened_dir(root, CONTROL_DIR) as control:
-        note = read_note(fs, control, HOLDER) or {}
-        pid = processes.lock_holder(fs.fstat(control))
-        if pid is None and note.get("start_time") == processes.start_time(int(note.get("pid", -1))):
-            pid = note.get("pid")
-        if pid is not None:
-            since = note.get("since") if note.get("pid") == pid else None
-            when = f", since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(since))}" if since else ""
-            who = "this process itself" if pid == os.getpid() else f"process {pid}"
-            found = f"{who} ({processes.command_of(pid)}){when}"
-    return WorkspaceBusy(
-        "open the workspace",
-        path,
-        expected="nobody else to have it open",
-        found=found,
-        hint="wait for it to end; status, list and log work meanwhile",
-    )
+def make_folders(fs: FsOps, control: int) -> None:
+    """What a control directory has to hold; those of older versions are completed."""
+    for folder in FOLDERS:
+        with contextlib.suppress(FileExistsError):
+            fs.mkdir(control, folder, 0o700)
 
 
-def finish_control(layout: Layout, root: int, *, made: bool, uuid: str, now: float) -> None:
-    """The last step of making a workspace, and the note about who holds it."""
+def finish_control(layout: Layout, root: int, *, uuid: str, seq: int, afresh: bool) -> None:
+    """The last step of making a workspace, or of bringing its format up to date."""
     fs = layout.fs
-    if made or layout.read_note(MARKER) is None:
-        if fs.lstat(layout.control, ".gitignore") is None:
-            fd = fs.create(layout.control, ".gitignore")
-            fs.write(fd, b"*\n")
-            fs.close(fd)
-        layout.write_note(MARKER, {"format": FORMAT, "uuid": uuid}, durable=True)
-        fs.sync(root)
-    write_note(fs, layout.control, HOLDER, {**processes.myself(), "since": now}, durable=False)
+    marker = layout.read_note(MARKER)
+    if marker is not None and marker.get("format") == FORMAT and not afresh:
+        return
+    if fs.lstat(layout.control, ".gitignore") is None:
+        fd = fs.create(layout.control, ".gitignore")
+        fs.write(fd, b"*\n")
+        fs.close(fd)
+    layout.write_note(MARKER, note_of(fs, layout, version=FORMAT, uuid=uuid, seq=seq), durable=True)
+    fs.sync(root)
 
 
 def remove_control(fs: FsOps, root: int) -> None:

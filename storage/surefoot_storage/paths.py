@@ -14,6 +14,7 @@ from typing import TypeAlias
 from .errors import PathRefused
 
 CONTROL_DIR = ".surefoot"
+STAGE_DIR = ".surefoot-stage"  # at the top of each other filesystem below the workspace
 NAME_BYTES_MAX = 255  # NAME_MAX of every filesystem that Surefoot writes to
 PATH_BYTES_MAX = 4000  # PATH_MAX is 4096, the workspace's own prefix is reached by descriptor
 
@@ -26,6 +27,8 @@ def normalise(path: PathLike, *, operation: str) -> str:
     Raises:
         PathRefused: it is absolute, contains `..`, NUL or an over-long name, or is empty.
     """
+    if type(path) is str:  # asking for a PathLike first costs more than all the rest
+        return _spell(path, operation)
     text: object = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(text, str):
         raise PathRefused(operation, repr(path), expected="a path as text", found=type(path).__name__)
@@ -53,6 +56,8 @@ def _check_names(names: list[str], text: str, operation: str) -> None:
         refuse("'..'", "a path that stays inside", "name the file from the directory that the step works in")
     if names[0] == CONTROL_DIR:
         refuse(f"Surefoot's own directory {CONTROL_DIR}")
+    if STAGE_DIR in names:
+        refuse(f"Surefoot's own directory {STAGE_DIR}")
     if "\0" in text:
         refuse("a NUL character", "a file name")
     try:
@@ -67,6 +72,11 @@ def _check_names(names: list[str], text: str, operation: str) -> None:
             refuse(f"a path of {total} bytes", f"paths of at most {PATH_BYTES_MAX} bytes")
 
 
+def visible(directory: str, names: list[str]) -> tuple[str, ...]:
+    """The names in a directory without Surefoot's own."""
+    return tuple(name for name in names if name != STAGE_DIR and (directory or name != CONTROL_DIR))
+
+
 def parent_of(path: str) -> str:
     """The directory part; `""` is the workspace itself."""
     return path.rpartition("/")[0]
@@ -77,12 +87,14 @@ def leaf_of(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-def ancestors_of(path: str) -> list[str]:
-    """`a/b/c` gives `["a", "a/b"]`: the directories above, outermost first."""
+@functools.lru_cache(maxsize=4096)
+def ancestors_of(path: str) -> tuple[str, ...]:
+    """`a/b/c` gives `("a", "a/b")`: the directories above, outermost first."""
     names = path.split("/")[:-1]
-    return ["/".join(names[: i + 1]) for i in range(len(names))]
+    return tuple("/".join(names[: i + 1]) for i in range(len(names)))
 
 
+@functools.lru_cache(maxsize=4096)
 def folded(name: str) -> str:
     """What a case-insensitive or normalising filesystem would take this name for."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 
@@ -28,6 +29,34 @@ def command_of(pid: int) -> str:
             return file.read(400).replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
         return "?"
+
+
+def state_of(pid: int) -> str:
+    """`T` is stopped, `Z` dead, `R` and `S` at work; "" where there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
+
+
+def started_at(pid: int) -> float | None:
+    """Seconds since 1970; None where there is no such process."""
+    ticks = start_time(pid)
+    if ticks is None:
+        return None
+    with open("/proc/stat", encoding="ascii") as file:
+        booted = next((int(line.split()[1]) for line in file if line.startswith("btime ")), 0)
+    return booted + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def describe(pid: int) -> str:
+    """`process 123 (python job.py), started …`, and whether it is stopped."""
+    who = "this process itself" if pid == os.getpid() else f"process {pid}"
+    state, started = state_of(pid), started_at(pid)
+    words = {"T": ", stopped", "t": ", stopped by a debugger", "Z": ", dead", "D": ", waiting for the disk"}
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started)) if started else "?"
+    return f"{who} ({command_of(pid)}), started {since}{words.get(state, '')}"
 
 
 def myself() -> dict[str, Any]:

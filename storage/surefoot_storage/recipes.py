@@ -4,12 +4,14 @@
 |------------|------------------------------------|-------------------------------|--------------------|
 | `journal`  | ext4, xfs                          | write-out without a flush     | exchange           |
 | `memory`   | tmpfs                              | nothing: nothing to lose      | exchange           |
-| `portable` | everything else                    | fdatasync of each staged file | link, then rename  |
+| `flush`    | btrfs, overlayfs, others           | fdatasync of each staged file | exchange           |
+| `portable` | what has no exchange               | fdatasync of each staged file | link, then rename  |
 
 The data always reaches the device before its name is swapped in: after a power cut ext4 and xfs
 otherwise show empty files under the real names until recovery has run. On these two, write-out is
-enough because the journal commit that makes the new name durable flushes the device first; btrfs and
-overlayfs need the full fdatasync.
+enough because the journal commit that makes the new name durable flushes the device first. btrfs can
+lose a name that was exchanged before its data was flushed, and on overlayfs write-out does nothing:
+they, and everything that was not tried, get the full fdatasync.
 """
 
 from __future__ import annotations
@@ -24,10 +26,17 @@ from typing import Literal, TypeAlias
 from .errors import WorkspaceUnusable
 from .fsops import FsOps
 
-RecipeName: TypeAlias = Literal["journal", "memory", "portable"]
+RecipeName: TypeAlias = Literal["journal", "flush", "memory", "portable"]
 
 _JOURNAL = {0xEF53: "ext4", 0x58465342: "xfs"}
 _MEMORY = {0x01021994: "tmpfs"}
+_OTHER = {
+    0x9123683E: "btrfs",
+    0x794C7630: "overlayfs",
+    0x65735546: "FUSE",
+    0x2FC12FC1: "ZFS",
+    0xF2F52010: "f2fs",
+}
 _NETWORK = {
     0x6969: "NFS",
     0xFF534D42: "CIFS",
@@ -52,6 +61,11 @@ class Recipe:
         """Whether files are put in place by an atomic exchange."""
         return self.name != "portable"
 
+    @property
+    def syncfs_is_safe(self) -> bool:
+        """Whether one syncfs flushes everything: on overlayfs it may not reach what lies below."""
+        return self.name == "journal" or self.filesystem == "btrfs"
+
 
 def probe(fs: FsOps, stage: int, *, forced: RecipeName | None = None) -> Recipe:
     """Tries the calls in the stage directory, whatever the filesystem calls itself.
@@ -69,13 +83,19 @@ def probe(fs: FsOps, stage: int, *, forced: RecipeName | None = None) -> Recipe:
             found=f"{_NETWORK[magic]}, where locks and the log of the database cannot be trusted",
             hint="keep the workspace on a local disk",
         )
-    label = {**_JOURNAL, **_MEMORY}.get(magic, f"filesystem 0x{magic:x}")
-    name: RecipeName = "journal" if magic in _JOURNAL else "memory" if magic in _MEMORY else "portable"
+    label = {**_JOURNAL, **_MEMORY, **_OTHER}.get(magic, f"filesystem 0x{magic:x}")
+    name: RecipeName = "journal" if magic in _JOURNAL else "memory" if magic in _MEMORY else "flush"
     if forced is not None:
         name = forced
     if name != "portable" and not _can_exchange(fs, stage):
         name = "portable"
     return Recipe(name, label, _stamps_are_fine(fs, stage))
+
+
+def keeps_inode_numbers(fs: FsOps, fd: int) -> bool:
+    """Whether a directory keeps its number for life here: overlayfs and FUSE may change it."""
+    magic = fs.filesystem(fd)[0] & 0xFFFFFFFF
+    return magic in _JOURNAL or magic in _MEMORY or _OTHER.get(magic) == "btrfs"
 
 
 def _can_exchange(fs: FsOps, stage: int) -> bool:

@@ -4,11 +4,50 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from .states import ABSENT, Directory, File, Op, Stamp, State
+from .wants import Statement
 
 Row: TypeAlias = "tuple[Any, ...]"
+
+OP_COLUMNS = (
+    "seq, idx, path, old_kind, old_mode, old_size, old_digest, old_ino, old_mtime_ns,"
+    " new_kind, new_mode, new_size, new_digest, stage, stage_ino, stage_mtime_ns, kept, uid, gid, xattrs,"
+    " mount, within, in_place"
+)
+INSERT_OP = f"INSERT INTO file_op ({OP_COLUMNS}) VALUES ({', '.join('?' * 23)})"  # noqa: S608 - only constants are put in
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What one caller puts into a batch: a transaction, or (without `txid`) rows alone."""
+
+    statements: Sequence[Statement] = ()
+    txid: str = ""
+    label: str = ""
+    owner: str = ""
+    level: str = "full"
+    ops: Sequence[Op] = ()
+    blobs: Mapping[bytes, tuple[int, bytes | None]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which database this is."""
+
+    uuid: str
+    last_seq: int  # ever given, void ones included
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How far the log goes."""
+
+    last_seq: int
+    checkpointed_seq: int  # the files of transactions up to here are durable
 
 
 def _state_columns(state: State) -> tuple[str, int | None, int | None, bytes | None]:
@@ -43,6 +82,9 @@ def op_row(seq: int, idx: int, op: Op) -> Row:
         op.uid,
         op.gid,
         json.dumps({name: value.hex() for name, value in op.xattrs.items()}) if op.xattrs else "{}",
+        os.fsencode(op.mount),
+        os.fsencode(op.within),
+        op.in_place,
     )
 
 
@@ -62,4 +104,7 @@ def row_op(row: Row) -> Op:
         uid=row[17],
         gid=row[18],
         xattrs={name: bytes.fromhex(value) for name, value in json.loads(row[19]).items()},
+        mount=os.fsdecode(row[20]),
+        within=os.fsdecode(row[21]),
+        in_place=bool(row[22]),
     )

@@ -105,3 +105,14 @@ def looks_torn(data: bytes, version: bytes) -> bool:
         return True
     shown = data.rstrip(b"\0")
     return len(shown) < len(data) and version.startswith(shown)
+
+
+def looks_half_written(data: bytes, old: bytes, new: bytes) -> bool:
+    """Whether `data` is `new` written over `old` up to some point (zeros beyond, where it grew)."""
+    same = 0
+    for mine, theirs in zip(data, new, strict=False):
+        if mine != theirs:
+            break
+        same += 1
+    rest = data[same:]
+    return rest in (old[same : len(data)], b"", b"\0" * len(rest))

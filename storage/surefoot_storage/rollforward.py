@@ -6,20 +6,28 @@ import contextlib
 import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from . import fsops
-from .applying import stage_names
-from .database import Database
+from .applying import dress_directory, overwrite, spare_name, stage_names
+from .areas import Area
+from .conflicts import keep_conflict
+from .contents import Contents
 from .errors import SurefootError, os_error_text
 from .fsops import FsOps
 from .layout import Layout
+from .log import Log
 from .paths import leaf_of
-from .recovery import Action, Chain, chains, decide, looks_torn
-from .staging import Stager
+from .plan import is_whole
+from .recovery import Action, Chain, chains, decide, looks_half_written, looks_torn
+from .staging import INLINE_BYTES_MAX, Stager
 from .states import ABSENT, Absent, Directory, File, Op, Stamp, State, digest_of
 from .tree import Parents, Tree
 
-KeepForeign = Callable[[int, str, str, str], None]  # (sequence, path, kept as, what was found)
+KeepForeign = Callable[..., None]  # (sequence, path, kept as, what was found, kept="theirs")
+OnForeign = Literal["theirs", "ours", "block"]
+
+UNDECIDED = "somebody else's version is in its place: surefoot conflicts"
 
 
 @dataclass
@@ -31,142 +39,264 @@ class Outcome:
     failed: list[tuple[str, str]] = field(default_factory=list)  # (path, cause)
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What a path shows now. `state` is None for a link or a device."""
+
+    state: State | None
+    data: bytes | None = b""  # None: too large to be held
+    stamp: Stamp | None = None
+
+
 class RollForward:
     """Finishes logged changes; safe to repeat, and safe to be killed at any call."""
 
-    def __init__(  # noqa: PLR0917 - one collaborator each
-        self, fs: FsOps, layout: Layout, tree: Tree, database: Database, stager: Stager, report: KeepForeign
+    def __init__(
+        self,
+        fs: FsOps,
+        layout: Layout,
+        tree: Tree,
+        database: Log,
+        stager: Stager,
+        contents: Contents,
+        report: KeepForeign,
     ) -> None:
         self._fs = fs
         self._layout = layout
         self._tree = tree
         self._stager = stager
+        self._contents = contents
         self._database = database
         self._report = report
 
-    def run(self, transactions: Sequence[tuple[int, Sequence[Op]]], *, power_cut: bool) -> Outcome:
+    def run(
+        self,
+        transactions: Sequence[tuple[int, Sequence[Op]]],
+        *,
+        power_cut: bool,
+        on_foreign: OnForeign = "theirs",
+    ) -> Outcome:
         """Brings every path of these transactions to its newest logged version."""
         outcome = Outcome()
         for chain in chains(transactions):
             with self._tree.parents() as parents:
                 try:
-                    self._finish(chain, parents, outcome, power_cut=power_cut)
+                    self._finish(chain, parents, outcome, power_cut=power_cut, on_foreign=on_foreign)
                 except OSError as error:
                     outcome.failed.append((chain.path, os_error_text(error)))
                 except SurefootError as error:
                     outcome.failed.append((chain.path, str(error).splitlines()[0]))
         return outcome
 
-    def _finish(self, chain: Chain, parents: Parents, outcome: Outcome, *, power_cut: bool) -> None:
-        now, data, stamp = self._look(chain, parents)
-        torn = isinstance(now, File) and power_cut and self._torn(chain, data)
-        newest = stamp is not None and (stamp.ino, stamp.mtime_ns) == (
-            chain.last.stage_ino,
-            chain.last.stage_mtime_ns,
-        )
-        action = decide(chain.states, now, power_cut=power_cut, torn=torn, newest_inode=newest)
-        if action is not Action.DONE and parents.get(chain.path) is None:
-            action = Action.FOREIGN  # somebody removed the whole directory
+    def _finish(
+        self, chain: Chain, parents: Parents, outcome: Outcome, *, power_cut: bool, on_foreign: OnForeign
+    ) -> None:
+        if chain.last.mount:
+            self._tree.areas.of(chain.last.mount)  # unplugged: it stays pending
+        look = self._look(chain, parents)
+        action = self._decide(chain, look, parents, power_cut=power_cut)
         if action is Action.FOREIGN:
-            outcome.foreign.append(chain.path)
-            self._report(chain.seq, chain.path, "", "a link or device" if now is None else str(now))
+            self._settle_foreign(chain, look, parents, outcome, on_foreign)
         elif action is not Action.DONE:
-            self.make(chain, now, parents, keep_odd=action is Action.REPAIR)
+            self.make(chain, look.state, parents, keep_odd=action is Action.REPAIR)
             outcome.completed.append(chain.path)
 
-    def _look(self, chain: Chain, parents: Parents) -> tuple[State | None, bytes, Stamp | None]:
-        directory = parents.get(chain.path, operation="recover")
+    def _decide(self, chain: Chain, look: _Look, parents: Parents, *, power_cut: bool) -> Action:
+        last, stamp = chain.last, look.stamp
+        newest = stamp is not None and (stamp.ino, stamp.mtime_ns) == (last.stage_ino, last.stage_mtime_ns)
+        torn = isinstance(look.state, File) and power_cut and self._torn(chain, look, parents)
+        action = decide(chain.states, look.state, power_cut=power_cut, torn=torn, newest_inode=newest)
+        if action is Action.FOREIGN and last.in_place and self._half_written(chain, look):
+            return Action.REPAIR
+        if action is Action.FOREIGN and isinstance(look.state, Absent) and self._is_half_done(chain):
+            return Action.APPLY
+        if action is not Action.DONE and parents.find(chain.path) is None:
+            return Action.DONE if isinstance(chain.states[-1], Absent) else Action.FOREIGN
+        return action
+
+    def _is_half_done(self, chain: Chain) -> bool:
+        """What had to be moved away before its successor could come: a kill can fall in between."""
+        area, suffixes = self._area(chain), [".aside"]
+        if is_whole(chain.last) and not area.recipe.exchanges:
+            suffixes.append(".old")
+        base = spare_name(chain.last, chain.seq)
+        return any(self._fs.lstat(area.stage, f"{base}{suffix}") is not None for suffix in suffixes)
+
+    def _look(self, chain: Chain, parents: Parents) -> _Look:
+        directory = parents.find(chain.path)
         if directory is None:
-            return ABSENT, b"", None
+            return _Look(ABSENT)
         name = leaf_of(chain.path)
         found = self._fs.lstat(directory, name)
         if found is None:
-            return ABSENT, b"", None
+            return _Look(ABSENT)
+        if isinstance(chain.states[-1], Absent) and name not in self._fs.names(directory):
+            return _Look(ABSENT)  # a disk that ignores case has found the name that took its place
         stamp = Stamp.of(found)
         if fsops.is_directory(found):
-            return Directory(stamp.mode), b"", stamp
+            return _Look(Directory(stamp.mode), b"", stamp)
         if not fsops.is_regular(found):
-            return None, b"", stamp
+            return _Look(None, b"", stamp)
+        if found.st_size > INLINE_BYTES_MAX:
+            digest, found = self._fs.digest(directory, name)
+            return _Look(File(digest, found.st_size, stamp.mode), None, Stamp.of(found))
         data, found = self._fs.read(directory, name)
-        stamp = Stamp.of(found)
-        return File(digest_of(data), len(data), stamp.mode), data, stamp
+        return _Look(File(digest_of(data), len(data), stamp.mode), data, Stamp.of(found))
 
-    def _torn(self, chain: Chain, data: bytes) -> bool:
-        if not data.strip(b"\0"):
+    def _torn(self, chain: Chain, look: _Look, parents: Parents) -> bool:
+        digests = [state.digest for state in chain.states if isinstance(state, File)]
+        if look.data is None:
+            return self._contents.is_torn(parents.need(chain.path), leaf_of(chain.path), digests, chain.last)
+        if not look.data.strip(b"\0"):
             return True
-        return any(
-            looks_torn(data, self._content(state.digest, chain.last))
-            for state in chain.states
-            if isinstance(state, File)
-        )
+        versions = (self._contents.small(digest) for digest in digests)
+        if any(looks_torn(look.data, version) for version in versions if version is not None):
+            return True
+        return self._contents.is_torn(parents.need(chain.path), leaf_of(chain.path), digests, chain.last)
+
+    def _half_written(self, chain: Chain, look: _Look) -> bool:
+        """A file that is written in place can show the beginning of one version and the end of another."""
+        old, new = chain.last.old, chain.last.new
+        if look.data is None or not isinstance(old, File) or not isinstance(new, File):
+            return isinstance(look.state, File) and isinstance(new, File)  # too large to tell: the log wins
+        before, after = self._contents.small(old.digest), self._contents.small(new.digest)
+        return before is None or after is None or looks_half_written(look.data, before, after)
+
+    # --- somebody else's version ---
+
+    def _settle_foreign(
+        self, chain: Chain, look: _Look, parents: Parents, outcome: Outcome, on_foreign: OnForeign
+    ) -> None:
+        if self._database.is_superseded(chain.seq, chain.path):
+            return
+        found = "a link or device" if look.state is None else str(look.state)
+        if on_foreign == "block":
+            outcome.failed.append((chain.path, UNDECIDED))
+        elif on_foreign == "ours" and look.state is not None and parents.find(chain.path) is not None:
+            outcome.completed.append(chain.path)
+            self.make(chain, look.state, parents, keep_odd=True)
+            return
+        else:
+            outcome.foreign.append(chain.path)
+        self._report(chain.seq, chain.path, "", found, kept="ours")
+
+    def put_ours(self, seq: int, op: Op) -> None:
+        """A person has decided: the logged version takes its place; the other one is kept.
+
+        Raises:
+            OSError, SurefootError: it cannot be put there.
+        """
+        chain = Chain(op.path, (op.old, op.new), op, seq)
+        with self._tree.parents() as parents:
+            look = self._look(chain, parents)
+            if look.state is None:
+                raise FileExistsError(errno.EEXIST, "a link or device is in its place", op.path)
+            if look.state != op.new:
+                self.make(chain, look.state, parents, keep_odd=True)
 
     def rewrite(self, op: Op, seq: int) -> None:
         """The newest version once more on a new inode: its own failed to flush and is not trusted again."""
         assert isinstance(op.new, File)
         chain = Chain(op.path, (op.old, op.new), op, seq)
         with self._tree.parents() as parents:
-            now, _, _ = self._look(chain, parents)
-            if now == op.new:
+            if self._look(chain, parents).state == op.new:
                 directory = parents.need(op.path)
-                self._put(chain, op.new.digest, directory, there=True, keep_odd=False)
+                self._put(chain, op.new, directory, there=True, keep_odd=False)
                 self._fs.sync(directory)
+
+    # --- making it so ---
 
     def make(self, chain: Chain, now: State | None, parents: Parents, *, keep_odd: bool = False) -> None:
         """The path gets its newest version on a new inode, durable when this returns."""
         name, new = leaf_of(chain.path), chain.states[-1]
         directory = parents.need(chain.path)
         if isinstance(now, Directory) and not isinstance(new, Directory):
-            self._fs.rmdir(directory, name)
-            parents.forget(chain.path)
+            self._remove_directory(chain, new, directory, name, keep_odd=keep_odd)
+            parents.forget_below(chain.path)
         match new:
             case File(digest, _, mode):
                 if isinstance(now, File) and now.digest == digest:
                     self._chmod(directory, name, mode)
                 else:
-                    self._put(chain, digest, directory, there=isinstance(now, File), keep_odd=keep_odd)
+                    self._put(chain, new, directory, there=isinstance(now, File), keep_odd=keep_odd)
             case Directory(mode):
                 if isinstance(now, File):
-                    self._set_aside(chain, directory)
+                    self._put_aside(chain, directory, keep_odd=keep_odd)
                 if not isinstance(now, Directory):
                     self._fs.mkdir(directory, name, mode)
-                with self._fs.opened_dir(directory, name) as fd:
+                    dress_directory(self._fs, directory, name, replace(chain.last, new=new))
+                with self._fs.opened_dir(directory, name, cross=True) as fd:
                     self._fs.chmod(fd, mode)
             case Absent():
                 if isinstance(now, File):
-                    self._set_aside(chain, directory)
+                    self._put_aside(chain, directory, keep_odd=keep_odd)
         self._fs.sync(directory)
 
-    def _put(self, chain: Chain, digest: bytes, directory: int, *, there: bool, keep_odd: bool) -> None:
-        again = replace(chain.last, stage=_spare_name(chain, "again"), new=chain.states[-1])
+    def _remove_directory(
+        self, chain: Chain, new: State, directory: int, name: str, *, keep_odd: bool
+    ) -> None:
+        """Its own content is removed by its own changes; what else is in it is rescued from the stage."""
+        try:
+            self._fs.rmdir(directory, name)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            if isinstance(new, Absent) and not keep_odd:
+                raise
+            self._set_aside(chain, directory)
+
+    def _put(self, chain: Chain, new: File, directory: int, *, there: bool, keep_odd: bool) -> None:
+        area = self._area(chain)
+        again = replace(chain.last, stage=_spare_name(chain, "again"), new=new)
         name = leaf_of(chain.path)
-        self._fs.unlink(self._layout.stage, again.stage)
-        with self._stager.writing(again, self._content(digest, chain.last)) as fd:
+        self._fs.remove_tree(area.stage, again.stage)
+        with self._stager.rewriting(again) as fd:
+            self._contents.write(new.digest, chain.last, fd)
             self._fs.sync_data(fd)
-        if there and keep_odd and not self._tree.recipe.exchanges:
-            self._keep(chain, self._set_aside(chain, directory), "a damaged file")
+        if chain.last.in_place and there:
+            self._overwrite(again, area, directory, name)
+            return
+        if there and keep_odd and not area.recipe.exchanges:
+            self._keep(chain, self._set_aside(chain, directory), "another version")
             there = False
         if not there:
-            self._move_new(self._layout.stage, again.stage, directory, name)
-        elif self._tree.recipe.exchanges:
-            self._fs.exchange(self._layout.stage, again.stage, directory, name)
+            self._move_new(area, again.stage, directory, name)
+        elif area.recipe.exchanges:
+            self._fs.exchange(area.stage, again.stage, directory, name)
             if keep_odd:
-                self._keep(chain, again.stage, "a damaged file")
+                self._keep(chain, again.stage, "another version")
         else:
-            self._fs.rename_over(self._layout.stage, again.stage, directory, name)
+            self._fs.rename_over(area.stage, again.stage, directory, name)
 
-    def _move_new(self, from_dir: int, from_name: str, to_dir: int, to_name: str) -> None:
-        if self._tree.recipe.exchanges:
-            self._fs.rename_new(from_dir, from_name, to_dir, to_name)
+    def _overwrite(self, again: Op, area: Area, directory: int, name: str) -> None:
+        source = self._fs.open_file(area.stage, again.stage)
+        try:
+            target = self._fs.open_to_overwrite(directory, name)
+            try:
+                overwrite(self._fs, source, target, again)
+            finally:
+                self._fs.close(target)
+        finally:
+            self._fs.close(source)
+
+    def _move_new(self, area: Area, from_name: str, to_dir: int, to_name: str) -> None:
+        if area.recipe.exchanges:
+            self._fs.rename_new(area.stage, from_name, to_dir, to_name)
             return
         if self._fs.lstat(to_dir, to_name) is not None:
             raise FileExistsError(errno.EEXIST, "somebody made it meanwhile", to_name)
-        self._fs.rename_over(from_dir, from_name, to_dir, to_name)
+        self._fs.rename_over(area.stage, from_name, to_dir, to_name)
+
+    def _put_aside(self, chain: Chain, directory: int, *, keep_odd: bool) -> None:
+        aside = self._set_aside(chain, directory)
+        if keep_odd:
+            self._keep(chain, aside, "another version")
 
     def _set_aside(self, chain: Chain, directory: int) -> str:
-        """Moves a file out of its place, to be dropped with the other stage files."""
-        aside = _spare_name(chain, "aside")
-        self._fs.unlink(self._layout.stage, aside)
-        self._fs.rename_over(directory, leaf_of(chain.path), self._layout.stage, aside)
+        """Moves what is there out of its place, to be looked at with the other stage files."""
+        area, aside = self._area(chain), _spare_name(chain, "aside")
+        self._fs.remove_tree(area.stage, aside)
+        self._fs.rename_over(directory, leaf_of(chain.path), area.stage, aside)
         return aside
 
     def _chmod(self, directory: int, name: str, mode: int) -> None:
@@ -177,66 +307,58 @@ class RollForward:
         finally:
             self._fs.close(fd)
 
-    def _content(self, digest: bytes, op: Op) -> bytes:
-        """The logged version: from the log, from its second name, or from the blobs."""
-        data = self._database.blob(digest)
-        if data is not None:
-            return data
-        for folder in (self._layout.keep, self._layout.stage):
-            with contextlib.suppress(OSError):
-                data, _ = self._fs.read(folder, op.stage)
-                if digest_of(data) == digest:
-                    return data
-        return self._layout.read_blob(digest)
+    def _area(self, chain: Chain) -> Area:
+        return self._tree.areas.of(chain.last.mount)
 
     def _keep(self, chain: Chain, stage_name: str, found: str) -> None:
-        kept_as = keep_conflict(self._fs, self._layout, stage_name, chain.seq, chain.path)
+        area = self._area(chain)
+        kept_as = keep_conflict(self._fs, self._layout, area.stage, stage_name, chain.seq, chain.path)
         self._report(chain.seq, chain.path, kept_as, found)
 
     # --- what the crash left in the stage ---
 
-    def sweep(self, transactions: Sequence[tuple[int, Sequence[Op]]]) -> None:
-        """Keeps bytes that nobody logged (an edit that raced the swap), then empties the stage."""
+    def rescue(self, transactions: Sequence[tuple[int, Sequence[Op]]]) -> None:
+        """Keeps bytes that nobody logged: an edit that raced the swap. The rest of the stage may go."""
         for seq, ops in transactions:
+            by_path = {op.path: op for op in ops}
             for op in ops:
-                for name in stage_names(op):
-                    self._rescue(seq, op, name)
-        for folder in (self._layout.stage, self._layout.keep):
-            for name in self._fs.names(folder):
-                self._fs.unlink(folder, name)
+                with contextlib.suppress(SurefootError):
+                    area = self._tree.areas.of(op.mount)
+                    for name in stage_names(op, seq):
+                        self._rescue(seq, op, area, name, by_path)
 
-    def _rescue(self, seq: int, op: Op, name: str) -> None:
-        found = self._fs.lstat(self._layout.stage, name)
+    def _rescue(self, seq: int, op: Op, area: Area, name: str, by_path: dict[str, Op]) -> None:
+        found = self._fs.lstat(area.stage, name)
         if found is None:
             return
-        if fsops.is_regular(found):
-            data, _ = self._fs.read(self._layout.stage, name)
-            known = [state.digest for state in (op.old, op.new) if isinstance(state, File)]
-            if not data or digest_of(data) in known or self._is_remnant(data, op):
-                return
-        kept_as = keep_conflict(self._fs, self._layout, name, seq, op.path)
+        if fsops.is_directory(found):
+            with self._fs.opened_dir(area.stage, name) as folder:
+                leaves = self._fs.names(folder)
+            for leaf in leaves:
+                below = f"{op.path}/{leaf}"
+                child = by_path.get(below, replace(op, path=below, old=ABSENT, new=ABSENT))
+                self._rescue(seq, child, area, f"{name}/{leaf}", by_path)
+            self._fs.remove_tree(area.stage, name)
+            return
+        if found.st_nlink > 1 or (fsops.is_regular(found) and self._is_known(op, area, name, found.st_size)):
+            self._fs.unlink(area.stage, name)
+            return
+        kept_as = keep_conflict(self._fs, self._layout, area.stage, name, seq, op.path)
         self._report(seq, op.path, kept_as, "an edit that raced the commit")
 
-    def _is_remnant(self, data: bytes, op: Op) -> bool:
-        """Our own file, cut short by the crash."""
-        for state in (op.old, op.new):
-            if isinstance(state, File):
-                with contextlib.suppress(SurefootError):
-                    version = self._content(state.digest, op)
-                    if version.startswith(data) or looks_torn(data, version):
-                        return True
-        return False
-
-
-def keep_conflict(fs: FsOps, layout: Layout, stage_name: str, seq: int, path: str) -> str:
-    """Moves a foreign version from the stage to where people find it; returns its name there."""
-    flat = path.replace("/", "__")[-120:]
-    taken = set(fs.names(layout.conflicts))
-    kept_as = next(n for n in (f"{seq}.{i}.{flat}" for i in range(1, 1_000_000)) if n not in taken)
-    fs.rename_over(layout.stage, stage_name, layout.conflicts, kept_as)
-    fs.sync(layout.conflicts)
-    return kept_as
+    def _is_known(self, op: Op, area: Area, name: str, size: int) -> bool:
+        """One of the change's versions, or our own file, cut short by the crash."""
+        if not size:
+            return True
+        known = [state.digest for state in (op.old, op.new) if isinstance(state, File)]
+        if self._fs.digest(area.stage, name)[0] in known:
+            return True
+        if size > INLINE_BYTES_MAX:
+            return False
+        data, _ = self._fs.read(area.stage, name)
+        versions = (self._contents.small(digest) for digest in known)
+        return any(v.startswith(data) or looks_torn(data, v) for v in versions if v is not None)
 
 
 def _spare_name(chain: Chain, purpose: str) -> str:
-    return f"{chain.last.stage or chain.seq}.{purpose}"
+    return f"{spare_name(chain.last, chain.seq)}.{purpose}"

@@ -69,5 +69,21 @@ STORAGE = Schema(
             UNIQUE (seq, path, kept_as)
         );
         """,
+        # 2: several processes, kinds of transactions, and what people decide about foreign edits
+        """
+        ALTER TABLE workspace ADD COLUMN hardened INTEGER NOT NULL DEFAULT 0;  -- grows with each flush
+        ALTER TABLE txn ADD COLUMN owner TEXT NOT NULL DEFAULT '';  -- whose history it is: a run's id
+        ALTER TABLE txn ADD COLUMN pruned INTEGER NOT NULL DEFAULT 0;  -- 1: its old contents are gone
+        ALTER TABLE txn ADD COLUMN level TEXT NOT NULL DEFAULT 'full';  -- durability that was asked for
+        CREATE INDEX txn_blocked ON txn (seq) WHERE status = 4;
+        ALTER TABLE file_op ADD COLUMN mount BLOB NOT NULL DEFAULT x'';    -- where its filesystem begins
+        ALTER TABLE file_op ADD COLUMN within BLOB NOT NULL DEFAULT x'';   -- the directory swapped in whole
+        ALTER TABLE file_op ADD COLUMN in_place INTEGER NOT NULL DEFAULT 0;
+        -- Other filesystems below the workspace, each with a stage of its own.
+        CREATE TABLE mount (path BLOB PRIMARY KEY) WITHOUT ROWID;
+        ALTER TABLE foreign_edit ADD COLUMN kept TEXT NOT NULL DEFAULT 'theirs';  -- whose version kept_as is
+        ALTER TABLE foreign_edit ADD COLUMN resolved_at REAL;
+        ALTER TABLE foreign_edit ADD COLUMN resolution TEXT NOT NULL DEFAULT '';
+        """,
     ),
 )

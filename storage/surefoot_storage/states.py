@@ -84,9 +84,10 @@ class Snapshot:
     path: str
     state: State
     stamp: Stamp | None = None
-    data: bytes = b""
+    data: bytes | None = b""  # None: too large to be held in memory
     xattrs: dict[str, bytes] = field(default_factory=dict)
     racy: bool = False  # changed so shortly before that an equal stamp proves nothing
+    links: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,25 @@ class Op:
     uid: int = -1  # owner of the new file; -1 is whoever commits
     gid: int = -1
     xattrs: dict[str, bytes] = field(default_factory=dict)
+    mount: str = ""  # where the filesystem of this path begins; "" is the workspace's own
+    within: str = ""  # the directory that is put in place whole, this path with it
+    in_place: bool = (
+        False  # written over the same inode: a hard link or a mounted file, where that is asked for
+    )
+
+    def named(self, stage: str) -> Op:
+        """With the name of its staged file. Like `replace`, which is slow for each file of a commit."""
+        return self._copy(stage, self.stage_ino, self.stage_mtime_ns, self.kept)
+
+    def staged(self, ino: int, mtime_ns: int, *, kept: bool) -> Op:
+        """With what its staged file looks like."""
+        return self._copy(self.stage, ino, mtime_ns, kept)
+
+    def _copy(self, stage: str, ino: int, mtime_ns: int, kept: bool) -> Op:
+        return Op(
+            self.path, self.old, self.new, self.old_stamp, stage, ino, mtime_ns, kept,
+            self.uid, self.gid, self.xattrs, self.mount, self.within, self.in_place,
+        )  # fmt: skip
 
 
 def digest_of(data: bytes) -> bytes:
@@ -114,23 +134,25 @@ def digest_of(data: bytes) -> bytes:
 def snapshot_of(
     path: str,
     found: os.stat_result | None,
-    data: bytes = b"",
+    data: bytes | None = b"",
     *,
+    digest: bytes | None = None,
     xattrs: dict[str, bytes] | None = None,
     now_ns: int | None,
 ) -> Snapshot:
     """The snapshot of a path that is missing, a directory or a regular file.
 
-    `now_ns` is when it was looked at, None where two changes always give two stamps.
+    `now_ns` is when it was looked at, None where two changes always give two stamps. Of a large file
+    there is only the `digest`.
     """
     if found is None:
         return Snapshot(path, ABSENT)
     stamp = Stamp.of(found)
     if stat.S_ISDIR(found.st_mode):
-        return Snapshot(path, Directory(stamp.mode), stamp)
-    state = File(digest_of(data), len(data), stamp.mode)
+        return Snapshot(path, Directory(stamp.mode), stamp, xattrs=xattrs or {})
+    state = File(digest or digest_of(data or b""), stamp.size, stamp.mode)
     racy = now_ns is not None and now_ns - stamp.ctime_ns < _RACY_NS
-    return Snapshot(path, state, stamp, data, xattrs or {}, racy)
+    return Snapshot(path, state, stamp, data, xattrs or {}, racy, found.st_nlink)
 
 
 # git's rule for "racily clean" index entries: within one tick of the coarsest clock in use

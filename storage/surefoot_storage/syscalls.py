@@ -1,4 +1,4 @@
-"""The five Linux calls that Python does not wrap. Part of the filesystem seam (`fsops`).
+"""The Linux calls that Python does not wrap. Part of the filesystem seam (`fsops`).
 
 PEP 475 does not cover ctypes: EINTR is retried here.
 """
@@ -11,6 +11,7 @@ import os
 import struct
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_quick = ctypes.PyDLL(None, use_errno=True)  # keeps the interpreter: for look-ups that take microseconds
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -32,9 +33,9 @@ _sync_file_range = _libc.sync_file_range
 _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 _syncfs = _libc.syncfs
 _syncfs.argtypes = [ctypes.c_int]
-_fstatfs = _libc.fstatfs
+_fstatfs = _quick.fstatfs
 _fstatfs.argtypes = [ctypes.c_int, ctypes.c_char_p]
-_syscall = _libc.syscall
+_syscall = _quick.syscall
 _syscall.restype = ctypes.c_long
 _syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t]
 
@@ -52,9 +53,9 @@ def renameat2(from_fd: int, from_name: str, to_fd: int, to_name: str, flags: int
             raise _fail(to_name)
 
 
-def sync_file_range(fd: int, flags: int) -> None:
-    """Write-out of the whole file without a device flush."""
-    while _sync_file_range(fd, 0, 0, flags) != 0:
+def sync_file_range(fd: int, flags: int, offset: int = 0, size: int = 0) -> None:
+    """Write-out of a part of a file (size 0: to its end) without a device flush."""
+    while _sync_file_range(fd, offset, size, flags) != 0:
         if ctypes.get_errno() != errno.EINTR:
             raise _fail(None)
 
@@ -73,6 +74,32 @@ def filesystem_type(fd: int) -> tuple[int, str]:
         raise _fail(None)
     # struct statfs: f_type, f_bsize, five block and file counts, then f_fsid (two ints)
     return struct.unpack_from("l", buffer)[0], buffer.raw[56:64].hex()
+
+
+_statx = _quick.statx
+_statx.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p]
+_AT_EMPTY_PATH, _AT_SYMLINK_NOFOLLOW = 0x1000, 0x100
+_STATX_MNT_ID = 0x1000
+ATTRIBUTE_IMMUTABLE = 0x10
+ATTRIBUTE_APPEND = 0x20
+
+
+def statx(dir_fd: int, name: str) -> tuple[int, int]:
+    """(attributes that are set, id of the mount) of a name, links not followed; "" is the directory itself.
+
+    Kernels before 5.8 do not tell the mount: then it is the device's number.
+    """
+    buffer = ctypes.create_string_buffer(256)
+    flags = _AT_SYMLINK_NOFOLLOW | (0 if name else _AT_EMPTY_PATH)
+    while _statx(dir_fd, os.fsencode(name), flags, _STATX_MNT_ID, buffer) != 0:
+        if ctypes.get_errno() != errno.EINTR:
+            raise _fail(name)
+    mask, attributes = struct.unpack_from("I", buffer, 0)[0], struct.unpack_from("Q", buffer, 8)[0]
+    attributes &= struct.unpack_from("Q", buffer, 56)[0]
+    if not mask & _STATX_MNT_ID:
+        major, minor = struct.unpack_from("II", buffer, 136)
+        return attributes, os.makedev(major, minor)
+    return attributes, struct.unpack_from("Q", buffer, 144)[0]
 
 
 def openat2(dir_fd: int, path: str, flags: int, resolve: int) -> int:

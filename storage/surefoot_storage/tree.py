@@ -8,20 +8,25 @@ from types import TracebackType
 from typing import Self
 
 from . import fsops
+from .areas import Areas
 from .errors import PathRefused, UnreadableFile, os_error_text
 from .fsops import FsOps
-from .paths import leaf_of, parent_of
-from .recipes import Recipe
+from .paths import leaf_of, parent_of, visible
 from .states import Snapshot, snapshot_of
+from .turn import Turn
+
+HELD_BYTES_MAX = 1 << 20  # a larger file is known by its hash: it is read when somebody asks for it
 
 
 class Tree:
-    """Look-ups beneath one root directory. Holds no state but the root's descriptor."""
+    """Look-ups beneath one root directory. Holds no state but descriptors."""
 
-    def __init__(self, fs: FsOps, root: int, recipe: Recipe) -> None:
+    def __init__(self, fs: FsOps, root: int, areas: Areas) -> None:
         self.fs = fs
         self.root = root
-        self.recipe = recipe
+        self.areas = areas
+        self.recipe = areas.home.recipe
+        self.turn = Turn()
 
     def parents(self) -> Parents:
         """A cache of directory descriptors for one phase; close it at its end."""
@@ -31,10 +36,19 @@ class Tree:
         """Descriptor of the directory that holds `path`; None where it does not exist.
 
         Raises:
-            PathRefused: a symlink, a file or a mount point is on the way.
+            PathRefused: a symlink or a file is on the way.
         """
+        return self.open_directory(path, parent_of(path), operation=operation)
+
+    def open_directory(self, path: str, directory: str, *, operation: str) -> int | None:
+        """Descriptor of a directory on the way to `path`, other filesystems included."""
         try:
-            return self.fs.open_dir(self.root, parent_of(path))
+            try:
+                return self.fs.open_dir(self.root, directory)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+            return self.fs.open_dir(self.root, directory, cross=True)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -53,25 +67,59 @@ class Tree:
                 return self._snapshot(path, None)
             name = leaf_of(path)
             found = self.fs.lstat(directory, name)
-            if found is None or fsops.is_directory(found):
+            if found is None:
+                return self._snapshot(path, found)
+            if fsops.is_directory(found):
                 return self._snapshot(path, found)
             refuse_special(operation, path, found)
             try:
-                data, found = self.fs.read(directory, name)
+                return self._load_file(path, directory, name, found)
             except OSError as error:
                 raise _unreadable(operation, path, error) from error
-            return self._snapshot(path, found, data, self.fs.xattrs(directory, name))
+
+    def _load_file(self, path: str, directory: int, name: str, found: os.stat_result) -> Snapshot:
+        xattrs = self.fs.xattrs(directory, name)
+        if found.st_size > HELD_BYTES_MAX:
+            digest, found = self.fs.digest(directory, name)
+            return self._snapshot(path, found, None, digest=digest, xattrs=xattrs)
+        data, found = self.fs.read(directory, name)
+        return self._snapshot(path, found, data, xattrs=xattrs)
+
+    def read_all(self, path: str) -> bytes:
+        """A file's content, however large.
+
+        Raises:
+            UnreadableFile: it is gone, or may not be read.
+        """
+        with self.parents() as dirs:
+            try:
+                return self.fs.read(dirs.need(path), leaf_of(path))[0]
+            except OSError as error:
+                raise _unreadable("read", path, error) from error
+
+    def open_to_read(self, path: str) -> int:
+        """A descriptor for reading a file in pieces.
+
+        Raises:
+            UnreadableFile: it is gone, or may not be read.
+        """
+        with self.parents() as dirs:
+            try:
+                return self.fs.open_file(dirs.need(path), leaf_of(path))
+            except OSError as error:
+                raise _unreadable("read", path, error) from error
 
     def _snapshot(
         self,
         path: str,
         found: os.stat_result | None,
-        data: bytes = b"",
+        data: bytes | None = b"",
+        *,
+        digest: bytes | None = None,
         xattrs: dict[str, bytes] | None = None,
     ) -> Snapshot:
-        return snapshot_of(
-            path, found, data, xattrs=xattrs, now_ns=None if self.recipe.fine_stamps else self.fs.now_ns()
-        )
+        now_ns = None if self.recipe.fine_stamps else self.fs.now_ns()
+        return snapshot_of(path, found, data, digest=digest, xattrs=xattrs, now_ns=now_ns)
 
     def kind(self, path: str) -> str:
         """`file`, `directory`, `other` or `nothing`, without reading it."""
@@ -88,13 +136,13 @@ class Tree:
 
     def names(self, path: str, *, operation: str = "list") -> tuple[str, ...] | None:
         """The names in a directory (`""` is the root), sorted; None where there is no such directory."""
-        try:
-            with self.fs.opened_dir(self.root, path) as directory:
-                return tuple(self.fs.names(directory))
-        except FileNotFoundError:
+        fd = self.open_directory(f"{path}/*", path, operation=operation)
+        if fd is None:
             return None
-        except OSError as error:
-            raise _way_refused(operation, f"{path}/*", error) from error
+        try:
+            return visible(path, self.fs.names(fd))
+        finally:
+            self.fs.close(fd)
 
 
 class Parents:
@@ -103,6 +151,7 @@ class Parents:
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
         self._fds: dict[str, int | None] = {}
+        self._mounts: dict[str, str] = {}
         self._depth = 0
 
     def get(self, path: str, *, operation: str = "read") -> int | None:
@@ -111,6 +160,26 @@ class Parents:
         if key not in self._fds:
             self._fds[key] = self._tree.open_parent(path, operation=operation)
         return self._fds[key]
+
+    def mount(self, path: str) -> str:
+        """Where the filesystem of the directory that holds `path` begins; of the nearest one that exists."""
+        key = parent_of(path)
+        if key not in self._mounts:
+            fd = self.get(path)
+            if fd is not None:
+                self._mounts[key] = self._tree.areas.mount_of(key, fd)
+            else:
+                self._mounts[key] = self.mount(key)
+        return self._mounts[key]
+
+    def find(self, path: str) -> int | None:
+        """The same for recovery: below a file there is nothing either."""
+        try:
+            return self.get(path, operation="recover")
+        except PathRefused as error:
+            if isinstance(error.__cause__, NotADirectoryError):
+                return None
+            raise
 
     def need(self, path: str) -> int:
         """The same, where it must exist."""
@@ -121,15 +190,21 @@ class Parents:
 
     def forget(self, directory: str) -> None:
         """After the directory was made or removed."""
+        self._mounts.pop(directory, None)
         fd = self._fds.pop(directory, None)
         if fd is not None:
             self._tree.fs.close(fd)
+
+    def forget_below(self, directory: str) -> None:
+        """After the directory was put in place, exchanged or removed whole."""
+        for known in [key for key in self._fds if key == directory or key.startswith(f"{directory}/")]:
+            self.forget(known)
 
     def still_there(self, path: str) -> bool:
         """Whether the way to `path` still leads to the directory that is held open."""
         held = self.need(path)
         try:
-            with self._tree.fs.opened_dir(self._tree.root, parent_of(path)) as again:
+            with self._tree.fs.opened_dir(self._tree.root, parent_of(path), cross=True) as again:
                 now, then = self._tree.fs.fstat(again), self._tree.fs.fstat(held)
         except OSError:
             return False
@@ -163,7 +238,7 @@ def refuse_special(operation: str, path: str, found: os.stat_result) -> None:
 def _way_refused(operation: str, path: str, error: OSError) -> Exception:
     found = {
         errno.ELOOP: "a symlink on the way",
-        errno.EXDEV: "a mount point or a way out on the way",
+        errno.EXDEV: "a way out of the workspace",
         errno.ENOTDIR: "a file where a directory is needed",
         errno.ENAMETOOLONG: "a name that is too long for this filesystem",
     }.get(error.errno or 0)

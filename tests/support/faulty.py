@@ -8,7 +8,7 @@ from typing import Any
 
 from surefoot_storage import FsOps
 
-CALLS = [name for name in vars(FsOps) if not name.startswith("_")]
+CALLS = [name for name in dir(FsOps) if not name.startswith("_")]
 
 
 class Hooked(FsOps):

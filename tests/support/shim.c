@@ -26,6 +26,8 @@ void shim_arm(int kill_before, int fail, int number, int from_then_on) {
   kill_at = kill_before; fail_at = fail; fail_errno = number; fail_on = from_then_on;
   armed = 1;
 }
+static int delay_us; /* each flush takes this much longer: a slower disk */
+void shim_delay(int microseconds) { delay_us = microseconds; }
 void shim_disarm(void) { armed = 0; }
 int shim_count(void) { return atomic_load(&count); }
 int shim_flushes(void) { return atomic_load(&flushes); }
@@ -47,7 +49,8 @@ static int to_file(int fd) {
 
 #define REAL(name) static __typeof__(&name) real; if (!real) real = dlsym(RTLD_NEXT, #name)
 #define ON_FD(ret, name, flush, params, args, fd) \
-  ret name params { REAL(name); if (to_file(fd) && hit(#name, flush)) return -1; return real args; }
+  ret name params { REAL(name); if (flush && delay_us) usleep(delay_us); \
+    if (to_file(fd) && hit(#name, flush)) return -1; return real args; }
 #define ON_PATH(name, params, args) \
   int name params { REAL(name); if (hit(#name, 0)) return -1; return real args; }
 

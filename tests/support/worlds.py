@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import stat
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class World:
     modes: dict[str, int] = field(default_factory=dict)
     empty_dirs_old: tuple[str, ...] = ()
     empty_dirs_new: tuple[str, ...] = ()
+    act: Callable[[Transaction], None] | None = None  # instead of one write or delete for each path
 
     def workflow(self) -> Workflow:
         flow = Workflow("world", directory="run")
@@ -41,6 +43,9 @@ class World:
 
         @flow.step
         def change(tx: Transaction, _given: Any) -> Next | None:
+            if self.act is not None:
+                self.act(tx)
+                return None
             for path, data in self.new.items():
                 tx.write_bytes(path, data, mode=self.modes.get(path))
             for path in sorted(set(self.old) - set(self.new)):
@@ -50,6 +55,7 @@ class World:
             for path in self.empty_dirs_old:
                 if path not in self.empty_dirs_new:
                     tx.rmdir(path)
+            return None
 
         @change.effect
         def tell(_done: Any) -> None:
@@ -70,7 +76,7 @@ class World:
                 found["/".join(parts[: i + 1])] = (None, 0o755)
         # directories that a deletion leaves empty stay
         for path in self.old:
-            if which == "new" and "/" in path:
+            if which == "new" and "/" in path and self.act is None:
                 found.setdefault(path.rpartition("/")[0], (None, 0o755))
         return found
 
@@ -107,7 +113,80 @@ LARGE = World(
     {"big.bin": generation("old big ", 400_000), "small.txt": b"old\n"},
     {"big.bin": generation("new big ", 500_000), "small.txt": b"new\n"},
 )
-WORLDS = {world.name: world for world in (replaces(3), replaces(40), MIXED, LARGE)}
+
+
+def _act_trees(tx: Transaction, *, swap: bool = True) -> None:
+    """Every kind of change to a whole directory."""
+    tx.write_bytes("born/a.txt", b"a\n")
+    tx.write_bytes("born/b/c.txt", b"c\n", mode=0o600)
+    tx.mkdir("born/hollow")
+    tx.rmtree("gone")
+    if swap:
+        tx.swap("site")
+    tx.write_bytes("site/index.html", b"new index\n")
+    tx.write_bytes("site/blog/two.html", b"two\n")
+    tx.delete("site/blog/one.html")
+    tx.delete("was-file")
+    tx.write_bytes("was-file/now.txt", b"below\n")
+    tx.rmtree("was-dir")
+    tx.write_bytes("was-dir", b"a file now\n")
+    tx.rename("Readme.md", "README.md")
+
+
+TREES = World(
+    "trees",
+    {
+        "gone/x.txt": b"x\n",
+        "gone/y/z.txt": b"z\n",
+        "site/index.html": b"old index\n",
+        "site/style.css": b"same\n",
+        "site/blog/one.html": b"one\n",
+        "site/blog/same.html": b"same too\n",
+        "was-file": b"a file\n",
+        "was-dir/inner.txt": b"inner\n",
+        "Readme.md": b"read me\n",
+    },
+    {
+        "born/a.txt": b"a\n",
+        "born/b/c.txt": b"c\n",
+        "site/index.html": b"new index\n",
+        "site/style.css": b"same\n",
+        "site/blog/two.html": b"two\n",
+        "site/blog/same.html": b"same too\n",
+        "was-file/now.txt": b"below\n",
+        "was-dir": b"a file now\n",
+        "README.md": b"read me\n",
+    },
+    modes={"born/b/c.txt": 0o600},
+    empty_dirs_new=("born/hollow",),
+    act=_act_trees,
+)
+# where two names cannot be exchanged
+TREES_BY_FILE = replace(TREES, name="trees-by-file", act=lambda tx: _act_trees(tx, swap=False))
+
+
+def _act_streams(tx: Transaction) -> None:
+    """Large contents that are streamed: one replaced, one new in a new directory."""
+    for path in ("big.bin", "made/big2.bin"):
+        with tx.create(path) as out:
+            for start in range(0, len(STREAMS.new[path]), 100_000):
+                out.write(STREAMS.new[path][start : start + 100_000])
+    tx.write_bytes("small.txt", b"new\n")
+
+
+STREAMS = World(
+    "streams",
+    {"big.bin": generation("old big ", 1_500_000), "small.txt": b"old\n"},
+    {
+        "big.bin": generation("new big ", 1_600_000),
+        "made/big2.bin": generation("made ", 700_000),
+        "small.txt": b"new\n",
+    },
+    act=_act_streams,
+)
+WORLDS = {
+    world.name: world for world in (replaces(3), replaces(40), MIXED, LARGE, TREES, TREES_BY_FILE, STREAMS)
+}
 
 
 def read_tree(root: Path) -> Tree:
@@ -134,6 +213,16 @@ def torn(world: World, root: Path) -> list[str]:
         if data is not None and data not in (world.old.get(path), world.new.get(path)):
             bad.append(path)
     return bad
+
+
+def restamp(root: Path) -> None:
+    """A copied workspace would be refused as one: for the tests it is the original."""
+    marker = root / ".surefoot" / "workspace.json"
+    if marker.exists():
+        note = json.loads(marker.read_text())
+        if "place" in note:
+            note["place"][1] = str((root / ".surefoot").stat().st_ino)
+            marker.write_text(json.dumps(note))
 
 
 def make(world: World, root: Path, recipe: Any = None) -> None:

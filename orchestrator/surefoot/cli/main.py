@@ -253,9 +253,9 @@ def _progress(*, as_json: bool) -> Iterator[Callable[[TransitionResult], None]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command and exits with its code."""
-    from . import inspecting  # registers its commands
+    from . import inspecting, upkeep  # they register their commands
 
-    del inspecting
+    del inspecting, upkeep
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
     try:
