@@ -262,7 +262,6 @@ def test_what_is_forgotten_is_nowhere(root):
         write(workspace, {"s": secret, "other": b"x", "copy": secret})
         write(workspace, {"s": b"gone", "other": b"y", "big": secret * 1000})
         write(workspace, {"big": b"small"})
-        workspace.upkeep._pruner._grace_ns = -1
         assert workspace.upkeep.forgettable("s").contents == 2
         gone = workspace.upkeep.forget("s")
         assert (gone.contents, gone.also) == (2, ("copy",))
@@ -274,6 +273,30 @@ def test_what_is_forgotten_is_nowhere(root):
     for path in (root / ".surefoot").rglob("*"):
         if path.is_file():
             assert b"hunter2-hunter2" not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize("times", [1, 99])
+def test_what_is_committed_again_while_it_is_forgotten_is_not_taken_from_the_log(root, times):
+    with Workspace(root, idle_s=3600) as workspace:
+        write(workspace, {"s": b"secret 0"})
+        run, left = workspace._parts.checkpoint.run, [times]
+
+        def checkpoint(**how):
+            run(**how)
+            if left[0]:
+                left[0] -= 1
+                write(workspace, {"s": b"secret %d" % left[0] * 2})
+
+        workspace._parts.checkpoint.run = checkpoint
+        if times == 1:
+            assert workspace.upkeep.forget("s").contents == 2
+        else:
+            with pytest.raises(WorkspaceUnusable, match="new commits of it"):
+                workspace.upkeep.forget("s")
+        workspace._parts.checkpoint.run = run
+        for _, ops in workspace._store.database.unchecked_ops():
+            for op in ops:
+                assert workspace.read_blob(op.new.digest)  # still there for a power cut
 
 
 # --- backup, restore, the wrong store ---

@@ -40,11 +40,6 @@ class Progress:
         self.blocked: list[tuple[int, list[Op]]] = []
         self.unapplied: tuple[tuple[str, str], ...] = ()
 
-    @property
-    def is_current(self) -> bool:
-        """Whether nobody else has written to the log since. Also outside the section."""
-        return self._database.data_version() == self._version
-
     def covers(self, seq: int) -> bool:
         """Whether the files of commits up to `seq` are in place. Also outside the section."""
         return self._mark.read() >= seq

@@ -73,16 +73,18 @@ class Pruner:
             self.delete([digest for digest, _, in_file in contents if in_file])
         return Pruned(len(seqs), len(contents), sum(size for _, size, _ in contents))
 
-    def delete(self, digests: list[bytes]) -> None:
+    def delete(self, digests: list[bytes], *, at_once: bool = False) -> None:
         """Removes kept files that no row names, slowly: freeing blocks makes everybody wait on some disks.
 
-        One that was asked for a short while ago stays: its commit may be on its way.
+        One that was asked for a short while ago stays, because its commit may be on its way; `at_once`
+        it goes all the same.
         """
         fs = self._layout.fs
         for number, digest in enumerate(digests, start=1):
             with contextlib.suppress(FileNotFoundError), self._layout.blob_folder(digest) as folder:
                 found = fs.lstat(folder, digest.hex())
-                if found is None or fs.now_ns() - found.st_mtime_ns < self._grace_ns:
+                young = found is not None and fs.now_ns() - found.st_mtime_ns < self._grace_ns
+                if found is None or (young and not at_once):
                     continue
                 with self._section():
                     if not self._database.holds(digest):

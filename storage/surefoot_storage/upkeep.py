@@ -26,6 +26,7 @@ from .store import Store
 from .transaction import FileTransaction
 
 _PRUNE_EVERY = 256  # transactions
+_FORGET_ATTEMPTS = 5
 BACKUP_NOTE = "backup.json"
 
 
@@ -208,17 +209,31 @@ class Upkeep:
         more either. Blocks that are freed are not overwritten on the disk.
 
         Raises:
-            WorkspaceUnusable: another process is still reading an older state of the log.
+            WorkspaceUnusable: another process is still reading an older state of the log, or keeps writing
+            the content.
         """
         name = normalise(path, operation="forget")
-        self._checkpoint.run(epoch=self._store.epoch, wait=True)
-        with self._section():
-            digests, others = self._database.versions_of(name)
-            digests = {digest for digest in digests if self._database.holds(digest)}
-            in_files = list(digests & self._database.blob_files())
-            self._database.forget(name, digests)
-            self._database.wipe_log()
-        self._pruner.delete(in_files)
+        for _ in range(_FORGET_ATTEMPTS):
+            self._checkpoint.run(epoch=self._store.epoch, wait=True)
+            with self._section():
+                digests, others = self._database.versions_of(name)
+                ops = [op for _, ops in self._database.unchecked_ops() for op in ops]
+                if digests & {op.new.digest for op in ops if isinstance(op.new, File)}:
+                    continue  # committed again meanwhile: the log is all that a power cut would leave of it
+                digests = {digest for digest in digests if self._database.holds(digest)}
+                in_files = list(digests & self._database.blob_files())
+                self._database.forget(name, digests)
+                self._database.wipe_log()
+                break
+        else:
+            raise WorkspaceUnusable(
+                "forget",
+                name,
+                expected="a moment in which nobody writes it",
+                found=f"new commits of it {_FORGET_ATTEMPTS} times in a row",
+                hint="stop what writes it first: it would be kept again at once",
+            )
+        self._pruner.delete(in_files, at_once=True)  # a secret goes, even if that costs somebody an undo
         dropped = [
             edit for edit in self.conflicts(unresolved_only=False) if edit.path == name and edit.kept_as
         ]
