@@ -29,6 +29,7 @@ from typing import Any, Self
 import anyio
 import structlog
 from anyio import to_thread
+from pydantic import BaseModel
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests/support")]
 
@@ -40,7 +41,15 @@ from transition import CHECKPOINT_EVERY, FIRST, next_generation, open_database
 
 SLICE = 32  # transitions of each run in one turn
 RUNS = 16
-flow = Workflow("bench", directory="runs/{run_id}")
+
+
+class Given(BaseModel):
+    """Which directory a run works in: there are as many as runs at once, used again and again."""
+
+    demo: str
+
+
+flow = Workflow("bench", directory="demos/{demo}", input=Given)
 
 
 @flow.step(reads=list(FIRST))
@@ -72,7 +81,8 @@ class EngineRuns:
 
         async def one(number: int) -> None:
             async with limit:
-                result = await self.engine.run(flow, run_id=f"r{self.round}.{number}", adopt=True)
+                given = Given(demo=f"d{number}")
+                result = await self.engine.run(flow, given, run_id=f"r{self.round}.{number}", adopt=True)
             assert result.ok, result.failure
 
         async with anyio.create_task_group() as tasks:
@@ -88,7 +98,7 @@ class BareRuns:
     def __init__(self, folder: Path, at_once: int) -> None:
         self.folder, self.at_once, self.n = folder, at_once, 0
         self.fs = FsOps()
-        self.lock, self.queue = threading.Lock(), []  # type: ignore[var-annotated]
+        self.lock, self.queue, self.leading = threading.Lock(), [], False  # type: ignore[var-annotated]
         self.displaced: list[str] = []
 
     async def __aenter__(self) -> Self:
@@ -134,11 +144,14 @@ class BareRuns:
             staged.append((fd, stage, name, data, Stamp.of(old[name][1])))
         done = threading.Lock()
         done.acquire()
-        self.queue.append((root, staged, done))
         with self.lock:
-            if self.queue:
+            self.queue.append((root, staged, done))
+            lead, self.leading = not self.leading, True
+        while lead:
+            with self.lock:
                 batch, self.queue = self.queue, []
-                self.commit(batch)
+                lead = self.leading = bool(batch)
+            self.commit(batch)
         done.acquire()
 
     def commit(self, batch: list[Any]) -> None:
@@ -148,6 +161,8 @@ class BareRuns:
                 assert Stamp.of(fs.lstat(root, name)) == stamp
                 rows.append((f"content {digest_of(data).hex()}", data))
             rows += [(f"row {i}", b"") for i in range(5)]
+        if not batch:
+            return
         self.db.execute("BEGIN IMMEDIATE")
         self.db.executemany("INSERT INTO row (kind, data) VALUES (?, ?)", rows)
         self.db.execute("COMMIT")

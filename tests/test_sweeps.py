@@ -43,6 +43,7 @@ def test_one_flush_for_any_number_of_small_files_and_two_after_a_log_reset(shim_
 KILLS = [
     ("replace3", ""), ("replace40", ""), ("mixed", ""), ("mixed", "portable"), ("large", ""),
     ("trees", ""), ("trees", "flush"), ("trees-by-file", "portable"), ("streams", ""), ("streams", "flush"),
+    ("spares", ""),
     *([("streams", "portable"), ("trees", "memory"), ("mixed", "flush")] if FULL else []),
 ]  # fmt: skip
 
@@ -52,12 +53,14 @@ KILLS = [
 def test_killed_before_any_call_it_is_all_old_or_all_new(shim_library, tmp_path, world, recipe):
     report = sweep(shim_library, tmp_path, world, "kill", recipe)
     assert report["problems"] == []
-    assert report["cases"] > 100
+    assert report["cases"] > 80
     assert set(report["seen"]) == {"old", "new"}
+    if world == "spares" and "fallocate" not in report["names"]:
+        pytest.skip("not run, because the temporary directory is not on ext4 or xfs")
 
 
 RECOVERIES = [
-    ("mixed", ""), ("trees", ""),
+    ("mixed", ""), ("trees", ""), ("spares", ""),
     *([
         ("replace3", ""), ("mixed", "portable"), ("large", ""), ("trees-by-file", "portable"), ("streams", "flush"),
     ] if FULL else []),
@@ -78,6 +81,7 @@ FAILURES = [
     ("large", "EIO,ENOSPC", ""),
     ("trees", "EIO", ""),
     ("streams", "ENOSPC", "flush"),
+    ("spares", "EIO,ENOSPC", ""),
     *(
         [("trees", "ENOSPC,EACCES", "flush"), ("streams", "EIO", ""), ("trees-by-file", "EIO", "portable")]
         if FULL
@@ -105,6 +109,9 @@ def test_kills_and_failures_on_other_filesystems(shim_library, filesystem, mode,
     report = sweep(shim_library, folder, world, mode)
     assert report["problems"] == []
     assert report["cases"] > 100
+    if filesystem == "xfs_folder":
+        (folder / "spares").mkdir()
+        assert sweep(shim_library, folder / "spares", "spares", mode)["problems"] == []
     if FULL:
         (folder / "streams").mkdir()
         assert sweep(shim_library, folder / "streams", "streams", mode)["problems"] == []

@@ -9,7 +9,7 @@ for all of them, outside the commit lock.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 
 from . import fsops
@@ -26,8 +26,11 @@ from .locking import WAIT_S, CommitLock
 from .log import Log
 from .progress import Progress
 from .rollforward import KeepForeign, RollForward
+from .spares import Place, Spares
 from .states import Op
 from .tree import Tree
+
+_SPARES = "unseen"  # in the marker: by worker, up to which commit its stage files were looked at
 
 
 class Checkpoint:
@@ -42,6 +45,7 @@ class Checkpoint:
         *,
         forward: RollForward,
         progress: Progress,
+        spares: Spares,
         section: Callable[[], AbstractContextManager[object]],
         report: KeepForeign,
     ) -> None:
@@ -51,6 +55,7 @@ class Checkpoint:
         self._database = database
         self._forward = forward
         self._progress = progress
+        self._spares = spares
         self._section = section
         self._report = report
         self._alone = CommitLock(fs, lambda: fs.open_dir(layout.stage, "."), "checkpoint", wait_s=WAIT_S)
@@ -76,8 +81,15 @@ class Checkpoint:
         """Inside `alone`."""
         entries = self._entries()
         if entries:
-            self._flush(entries, epoch)
-            self._free(entries)
+            upto = max(entry.seq for entry in entries)
+            self._flush(entries, upto, epoch)
+            try:
+                self._free(entries)
+            except BaseException:
+                self._spares.stop()
+                raise
+            self._note_seq(upto)
+            self._spares.settle(upto, self._keep)
         if self._database.log_is_long:
             with self._section():
                 self._database.checkpoint_log()
@@ -91,37 +103,44 @@ class Checkpoint:
                 return list(backlog.mine)
             return [Unsynced(seq, ops) for seq, ops in self._database.unchecked_ops()]
 
-    def _flush(self, entries: list[Unsynced], epoch: str) -> None:
+    def _flush(self, entries: list[Unsynced], upto: int, epoch: str) -> None:
         for op, seq in make_durable(self._fs, self._tree, entries):
             with self._section():
                 self._forward.rewrite(op, seq)
-        upto = max(entry.seq for entry in entries)
         with self._section():
             self._database.mark_checkpointed(upto, epoch)
             self._progress.checkpointed(upto)
-        self._note_seq(upto)
 
     def _note_seq(self, seq: int) -> None:
-        """So that an older database, put back later, is recognised."""
-        note = {**(self._layout.read_note(MARKER) or {}), "seq": seq}
-        self._layout.write_note(MARKER, note, durable=True)
+        """So that an older database, put back later, is recognised; and what the spare files are."""
+        note = self._layout.read_note(MARKER) or {}
+        if self._spares.wanted:
+            note[_SPARES] = {**note.get(_SPARES, {}), self._spares.worker: seq}
+        self._layout.write_note(MARKER, {**note, "seq": seq}, durable=True)
 
     # --- freeing what was displaced ---
 
     def _free(self, entries: list[Unsynced]) -> None:
+        places = self._places({op.path: op for entry in entries for op in entry.ops})
         for mount in sorted({op.mount for entry in entries for op in entry.ops}):
             area = self._tree.areas.of(mount)
             present = set(self._fs.names(area.stage))
             for entry in entries:
                 by_path = {op.path: op for op in entry.ops}
-                for op in entry.ops:
-                    if op.mount != mount:
-                        continue
-                    for name in stage_names(op, entry.seq):
-                        if name in present:
+                for op in [op for op in entry.ops if op.mount == mount]:
+                    for name in present.intersection(stage_names(op, entry.seq)):
+                        place = places.get(op.path)
+                        if place is None or not self._spares.put_by(entry.seq, op, area, name, place):
                             self._free_one(entry.seq, op, area, name, by_path)
                     if op.kept:
                         self._fs.unlink(area.keep, op.stage)
+
+    def _places(self, newest: Mapping[str, Op]) -> dict[str, Place | None]:
+        """Of the paths whose displaced versions may be spare files."""
+        if not self._spares.wanted:
+            return {}
+        with self._tree.parents() as parents:
+            return {path: self._spares.place_of(parents.find(path), op) for path, op in newest.items()}
 
     def _free_one(self, seq: int, op: Op, area: Area, name: str, by_path: Mapping[str, Op]) -> None:
         """A writer that still had the old version open may have gone on: its bytes are kept."""
@@ -131,9 +150,23 @@ class Checkpoint:
                 self._keep(seq, path, area, inner)
             self._fs.remove_tree(area.stage, name)
         elif holds_version(self._fs, area.stage, name, op, trust_stamp=area.recipe.fine_stamps):
-            self._fs.unlink(area.stage, name)
+            self._spares.free(area, name)
         else:
             self._keep(seq, op.path, area, name)
+
+    def drop_spares(self) -> None:
+        """This workspace's own; what resists goes when the workspace is next opened."""
+        with contextlib.suppress(OSError, SurefootError):
+            self._spares.remove_all(self._keep)
+
+    def wipe(self, path: str) -> None:
+        """What the stages still hold of a path's checkpointed versions, in whosever spare files."""
+        for area in self._areas():
+            for name in self._fs.names(area.stage):
+                known = parse_stage_name(name)
+                found = self._database.op_of(*known[1:]) if known is not None else None
+                if found and found[1].path == path and found[0] <= self._progress.checkpointed_seq:
+                    self._fs.unlink(area.stage, name)  # whoever misses it makes a new file
 
     def _keep(self, seq: int, path: str, area: Area, name: str) -> None:
         kept_as = keep_conflict(self._fs, self._layout, area.stage, name, seq, path)
@@ -156,23 +189,37 @@ class Checkpoint:
 
     def sweep(self, living: set[str]) -> None:
         """What dead workers left: files of no transaction go, displaced ones once they are not needed."""
-        for mount in ("", *self._database.mounts()):
-            with contextlib.suppress(OSError, SurefootError):  # unplugged: swept when it is back
-                area = self._tree.areas.of(mount)
-                self._sweep(area, area.stage, living)
-                self._sweep(area, area.keep, living)
+        note = self._layout.read_note(MARKER) or {}
+        unseen: dict[str, int] = note.get(_SPARES, {})
+        for area in self._areas():
+            with contextlib.suppress(OSError, SurefootError):
+                self._sweep(area, area.stage, living, unseen)
+                self._sweep(area, area.keep, living, unseen)
+        if not set(unseen) <= living:
+            note[_SPARES] = {worker: seq for worker, seq in unseen.items() if worker in living}
+            with contextlib.suppress(OSError):
+                self._layout.write_note(MARKER, note, durable=True)
 
-    def _sweep(self, area: Area, folder: int, living: set[str]) -> None:
+    def _areas(self) -> Iterator[Area]:
+        for mount in ("", *self._database.mounts()):
+            with contextlib.suppress(OSError, SurefootError):  # unplugged: looked at when it is back
+                yield self._tree.areas.of(mount)
+
+    def _sweep(self, area: Area, folder: int, living: set[str], unseen: Mapping[str, int]) -> None:
         for name in self._fs.names(folder):
             known = parse_stage_name(name)
             if known is not None and known[0] in living:
                 continue
             found = self._database.op_of(*known[1:]) if known is not None else None
-            if found is None or (folder == area.keep and found[0] <= self._progress.checkpointed_seq):
+            spare = found and known and found[0] <= unseen.get(known[0], 0)
+            if found is None or spare or (folder == area.keep and self._is_durable(found[0])):
                 self._fs.remove_tree(folder, name)
-            elif folder == area.stage and found[0] <= self._progress.checkpointed_seq:
+            elif folder == area.stage and self._is_durable(found[0]):
                 by_path = {op.path: op for op in self._database.ops_of(found[0])}
                 self._free_one(*found, area, name, by_path)
+
+    def _is_durable(self, seq: int) -> bool:
+        return seq <= self._progress.checkpointed_seq
 
 
 def make_durable(fs: FsOps, tree: Tree, entries: list[Unsynced]) -> list[tuple[Op, int]]:

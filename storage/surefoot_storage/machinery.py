@@ -15,6 +15,7 @@ from .hardening import Durability
 from .policy import Policy
 from .progress import Progress
 from .rollforward import KeepForeign, RollForward
+from .spares import Spares
 from .staging import Stager
 from .store import Store
 from .tree import Tree
@@ -46,7 +47,13 @@ class Machinery:
         self._flushes = durability != "none"
         self.areas = Areas(fs, store.layout, store.root, store.recipe)
         self.tree = Tree(fs, store.root, self.areas)
-        stager = Stager(fs, store.layout, self.areas, self.tree, flushes=self._flushes)
+        spares = Spares(
+            fs,
+            store.root,
+            worker=store.workers.id,
+            choice=policy.spare_files if self._flushes else "never",
+        )
+        stager = Stager(fs, store.layout, self.areas, self.tree, spares, flushes=self._flushes)
         contents = Contents(fs, store.layout, self.areas, store.database)
         self.forward = RollForward(fs, store.layout, self.tree, store.database, stager, contents, report)
         self.progress = Progress(store.database, self.forward, store.mark, policy, store.ballast)
@@ -71,6 +78,7 @@ class Machinery:
             store.database,
             forward=self.forward,
             progress=self.progress,
+            spares=spares,
             section=section,
             report=report,
         )

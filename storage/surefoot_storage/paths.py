@@ -77,11 +77,13 @@ def visible(directory: str, names: list[str]) -> tuple[str, ...]:
     return tuple(name for name in names if name != STAGE_DIR and (directory or name != CONTROL_DIR))
 
 
+@functools.lru_cache(maxsize=4096)
 def parent_of(path: str) -> str:
     """The directory part; `""` is the workspace itself."""
     return path.rpartition("/")[0]
 
 
+@functools.lru_cache(maxsize=4096)
 def leaf_of(path: str) -> str:
     """The last name."""
     return path.rpartition("/")[2]

@@ -151,8 +151,8 @@ def _like(op: Op, want: Want, tx: FileTransaction) -> Op:
 
 
 def _note_content(op: Op, want: Want, base: Snapshot, contents: dict[bytes, Content]) -> None:
-    if isinstance(want, Put):
-        contents[_digest(want.content)] = want.content
+    if isinstance(want, Put) and isinstance(op.new, File):
+        contents[op.new.digest] = want.content
     elif isinstance(want, Mode) and isinstance(op.new, File):  # needed where its directory is swapped
         held = base.data if base.data is not None else Existing(base.path, op.new.digest, op.new.size)
         contents.setdefault(op.new.digest, held)

@@ -21,6 +21,9 @@ class Policy:
             place, `theirs` puts the edit back, `block` puts it back and takes no more file commits until
             somebody decides. The other version is always kept.
         on_recovery: the same for an edit that was made after a crash, before the next open.
+        spare_files: whether displaced files are written again, for the same path, instead of being freed
+            (ext4 and xfs): `auto` where freeing is measured to be slow. `never` for a workspace that is
+            exported (NFS, SMB, virtiofs): a holder of a file handle may see a version not yet committed.
 
     Written `in_place`, a file is safe from crashes, but others may read it half written.
     """
@@ -30,3 +33,4 @@ class Policy:
     mounted_files: Literal["refuse", "in_place"] = "refuse"
     on_race: Literal["ours", "theirs", "block"] = "ours"
     on_recovery: Literal["theirs", "ours", "block"] = "theirs"
+    spare_files: Literal["auto", "never", "always"] = "auto"

@@ -14,6 +14,7 @@ from .layout import Layout
 from .paths import leaf_of, parent_of
 from .plan import Plan, is_whole
 from .recipes import RecipeName
+from .spares import Spares
 from .states import Directory, File, Op, Snapshot
 from .tree import Tree
 from .wants import Content, Existing, Spool
@@ -41,8 +42,11 @@ class Staged:
 class Stager:
     """Writes staged files by their filesystem's recipe."""
 
-    def __init__(self, fs: FsOps, layout: Layout, areas: Areas, tree: Tree, *, flushes: bool = True) -> None:
+    def __init__(
+        self, fs: FsOps, layout: Layout, areas: Areas, tree: Tree, spares: Spares, *, flushes: bool = True
+    ) -> None:
         self._flushes = flushes
+        self._spares = spares
         self._fs = fs
         self._layout = layout
         self._areas = areas
@@ -92,8 +96,19 @@ class Stager:
             return op
         folder, name = self._place(op, area, folders)
         content = plan.contents[op.new.digest]
-        with self._writing(op, content, area, folder, name) as fd:
-            return self._send(op, content, area, inline, staged, fd, folder, name)
+        fd = self._written(op, content, area, folder, name)
+        waits = False
+        try:
+            op = self._send(op, content, area, inline, staged, fd, folder, name)
+            waits = (
+                self._order(area) == "journal" and not op.kept and len(staged.open_files) < _OPEN_FILES_MAX
+            )
+        finally:
+            if waits:
+                staged.open_files[op.stage] = fd  # awaited after the commit point
+            else:
+                self._fs.close(fd)
+        return op
 
     def _place(self, op: Op, area: Area, folders: dict[str, int]) -> tuple[int, str]:
         """Where the new version is staged: in the stage, or in a directory that is staged whole."""
@@ -116,12 +131,14 @@ class Stager:
             assert isinstance(content, bytes)
             staged.blobs[op.new.digest] = (len(content), content)
         found = self._fs.fstat(fd)
-        if self._order(area) == "journal" and not kept and len(staged.open_files) < _OPEN_FILES_MAX:
-            staged.open_files[op.stage] = self._fs.dup(fd)  # awaited after the commit point
         return op.staged(found.st_ino, found.st_mtime_ns, kept=kept)
 
-    @contextlib.contextmanager
-    def _writing(self, op: Op, content: Content, area: Area, folder: int, name: str) -> Iterator[int]:
+    def _written(self, op: Op, content: Content, area: Area, folder: int, name: str) -> int:
+        """An open staged file with the new version's content, owner, mode and attributes."""
+        if isinstance(content, bytes) and not op.within:
+            spare = self._spares.filled(area, op, content)
+            if spare is not None:
+                return spare
         if isinstance(content, Spool):
             self._fs.rename_over(area.stage, content.name, folder, name)
             fd = self._fs.open_file(folder, name)
@@ -133,9 +150,10 @@ class Stager:
             elif isinstance(content, Existing):
                 self._copy_existing(content, fd)
             self.dress(op, fd)
-            yield fd
-        finally:
+        except BaseException:
             self._fs.close(fd)
+            raise
+        return fd
 
     def _copy_existing(self, content: Existing, target: int) -> None:
         source = self._tree.open_to_read(content.path)

@@ -33,6 +33,9 @@ _sync_file_range = _libc.sync_file_range
 _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 _syncfs = _libc.syncfs
 _syncfs.argtypes = [ctypes.c_int]
+_fallocate = _libc.fallocate
+_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_ZERO_RANGE_KEEP_SIZE = 0x11
 _fstatfs = _quick.fstatfs
 _fstatfs.argtypes = [ctypes.c_int, ctypes.c_char_p]
 _syscall = _quick.syscall
@@ -63,6 +66,13 @@ def sync_file_range(fd: int, flags: int, offset: int = 0, size: int = 0) -> None
 def syncfs(fd: int) -> None:
     """Flushes the whole filesystem."""
     while _syncfs(fd) != 0:
+        if ctypes.get_errno() != errno.EINTR:
+            raise _fail(None)
+
+
+def zero_range(fd: int, size: int) -> None:
+    """The first `size` bytes read as zeros; their pages leave the cache, their blocks stay."""
+    while _fallocate(fd, _ZERO_RANGE_KEEP_SIZE, 0, size) != 0:
         if ctypes.get_errno() != errno.EINTR:
             raise _fail(None)
 

@@ -108,7 +108,7 @@ class FileTransaction(View):
         over = (isinstance(before, Gone) and before.kind == "directory") or (
             isinstance(before, Put) and before.over
         )
-        self._want(name, replace(put, mode=mode, over=over))
+        self._want(name, Put(put.content, mode, over, put.like))
 
     def _want(self, name: str, want: Want) -> None:
         """Notes it, and how many pending paths each directory above has."""

@@ -78,11 +78,11 @@ class Tree:
                 raise _unreadable(operation, path, error) from error
 
     def _load_file(self, path: str, directory: int, name: str, found: os.stat_result) -> Snapshot:
-        xattrs = self.fs.xattrs(directory, name)
         if found.st_size > HELD_BYTES_MAX:
+            xattrs = self.fs.xattrs(directory, name)
             digest, found = self.fs.digest(directory, name)
             return self._snapshot(path, found, None, digest=digest, xattrs=xattrs)
-        data, found = self.fs.read(directory, name)
+        data, found, xattrs = self.fs.read_with_attributes(directory, name)
         return self._snapshot(path, found, data, xattrs=xattrs)
 
     def read_all(self, path: str) -> bytes:

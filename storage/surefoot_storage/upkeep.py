@@ -168,6 +168,8 @@ class Upkeep:
     def collect(self, *, retention: Retention | None = None, dry_run: bool = False) -> Pruned:
         """Lets go of old versions by the retention, of files that nothing refers to, and of decided edits."""
         self._checkpoint.run(epoch=self._store.epoch, wait=True)
+        if not dry_run:
+            self._checkpoint.drop_spares()
         keep = retention or self._retention
         pruned = self._pruner.prune(keep, now=self._clock(), dry_run=dry_run)
         if not dry_run:
@@ -215,6 +217,7 @@ class Upkeep:
         name = normalise(path, operation="forget")
         for _ in range(_FORGET_ATTEMPTS):
             self._checkpoint.run(epoch=self._store.epoch, wait=True)
+            self._checkpoint.wipe(name)
             with self._section():
                 digests, others = self._database.versions_of(name)
                 ops = [op for _, ops in self._database.unchecked_ops() for op in ops]

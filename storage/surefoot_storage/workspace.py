@@ -143,6 +143,8 @@ class Workspace(Facts):
         if self._closed:
             return
         self._background.stop(checkpoint=not self._dead)
+        if not self._dead:
+            self._parts.checkpoint.drop_spares()
         with self._store.lock.mutex.lock:
             if not self._closed:
                 self._closed = True

@@ -52,6 +52,7 @@ class Sweep:
         self.stride = int(os.environ.get("SWEEP_STRIDE", "1"))  # recovers from every n-th crash only
         self.problems: list[str] = []
         self.cases = 0
+        self.names: list[str] = []  # the calls of the run without a kill
         self.seen: Counter[str] = Counter()
         worlds.make(world, self.template, recipe)
 
@@ -74,7 +75,9 @@ class Sweep:
 
     def _child(self, work: Any, write_end: int, arm: dict[str, Any]) -> None:
         report: dict[str, Any] = {}
-        self.shim.arm(**arm)
+        self.arm_now = lambda: self.shim.arm(**arm)
+        if not (work == self.change and self.world.spares):  # which arms when it is ready
+            self.arm_now()
         try:
             result = work()
             report["result"] = result
@@ -88,7 +91,7 @@ class Sweep:
         os._exit(0)
 
     def change(self) -> dict[str, Any]:
-        result = worlds.change(self.world, self.root, self.recipe)
+        result = worlds.change(self.world, self.root, self.recipe, self.arm_now)
         return {"outcome": result.outcome, "failure": result.failure and result.failure.error}
 
     def reopen(self) -> dict[str, Any]:
@@ -138,6 +141,7 @@ class Sweep:
             self.fresh()
             status, report = self.in_child(self.change, kill_at=kill_at)
             if status == 0:
+                self.names = report["names"]
                 if "raised" in report:
                     self.problems.append(f"without a kill: {report['trace']}")
                 break
@@ -251,7 +255,17 @@ def main() -> None:
         for name in mode.split(","):
             for from_then_on in (False, True):
                 sweep.fail(getattr(errno, name), from_then_on=from_then_on)
-    print(json.dumps({"cases": sweep.cases, "seen": sweep.seen, "problems": sweep.problems, **extra}))
+    print(
+        json.dumps(
+            {
+                "cases": sweep.cases,
+                "seen": sweep.seen,
+                "problems": sweep.problems,
+                "names": sorted({*sweep.names}),
+                **extra,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

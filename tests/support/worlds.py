@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from surefoot import Engine, Next, Transaction, Workflow
-from surefoot_storage import Workspace
+from surefoot_storage import Policy, Workspace, spares
 
 Tree = dict[str, tuple[bytes | None, int]]  # path -> (content or None for a directory, mode)
 
@@ -30,6 +30,7 @@ class World:
     empty_dirs_old: tuple[str, ...] = ()
     empty_dirs_new: tuple[str, ...] = ()
     act: Callable[[Transaction], None] | None = None  # instead of one write or delete for each path
+    spares: bool = False  # the transition finds spare files for what it replaces
 
     def workflow(self) -> Workflow:
         flow = Workflow("world", directory="run")
@@ -184,8 +185,10 @@ STREAMS = World(
     },
     act=_act_streams,
 )
+SPARES = replace(replaces(3), name="spares", spares=True)
 WORLDS = {
-    world.name: world for world in (replaces(3), replaces(40), MIXED, LARGE, TREES, TREES_BY_FILE, STREAMS)
+    world.name: world
+    for world in (replaces(3), replaces(40), MIXED, LARGE, TREES, TREES_BY_FILE, STREAMS, SPARES)
 }
 
 
@@ -234,10 +237,27 @@ def make(world: World, root: Path, recipe: Any = None) -> None:
         engine.advance("r").wait().or_raise()
 
 
-def change(world: World, root: Path, recipe: Any = None) -> Any:
-    """The transition under test, opening and closing included."""
-    with Engine(root, [world.workflow()], resume=False, recipe=recipe, effects_grace_s=5.0) as engine:
+def change(world: World, root: Path, recipe: Any = None, ready: Callable[[], None] = lambda: None) -> Any:
+    """The transition under test, with opening and closing; where spare files come first, without opening."""
+    policy = Policy(spare_files="always" if world.spares else "auto")
+    with Engine(
+        root, [world.workflow()], resume=False, recipe=recipe, effects_grace_s=5.0, policy=policy
+    ) as engine:
+        if world.spares:
+            _make_spares(world, engine._the_open.workspace)
+            ready()
         return engine.advance("r").wait()
+
+
+def _make_spares(world: World, workspace: Workspace) -> None:
+    """Writes something else and then the same again, so that two versions of each path are displaced."""
+    spares.AGE_S = 0.0
+    for suffix in (b"x", b""):
+        tx = workspace.begin()
+        for path, data in world.old.items():
+            tx.write_bytes(f"run/{path}", data + suffix)
+        workspace.commit(tx)
+    workspace.checkpoint()
 
 
 def verdict(world: World, root: Path, recipe: Any = None) -> dict[str, Any]:
