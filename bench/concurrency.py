@@ -219,7 +219,7 @@ def show(title: str, found: dict[str, float]) -> None:
 
 def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 20.0
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 40.0
     base = Path(tempfile.mkdtemp(prefix="surefoot-bench-", dir=sys.argv[2] if len(sys.argv) > 2 else "."))
     try:
         if "shim.so" not in os.environ.get("LD_PRELOAD", ""):
