@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench sweep soak clean
+.PHONY: demo test check bench sweep soak lab lab-power clean
 
 demo: $(VENV)/installed  ## publish a site, killed in the middle, recovered
 	$(BIN)/python examples/site/demo.py
@@ -25,6 +25,13 @@ bench: $(VENV)/tests-installed  ## ours against the alternatives, interleaved
 
 sweep: $(VENV)/tests-installed  ## every kill point of every workload, and of its recoveries
 	SUREFOOT_SWEEP=full $(BIN)/python -m pytest -n auto tests/test_sweeps.py
+
+lab: $(VENV)/tests-installed  ## power cuts under the weak model, from a record of the real process: STATES SEED
+	rm -rf /dev/shm/surefoot-lab && $(BIN)/python tests/crash/replay.py /dev/shm/surefoot-lab $(or $(STATES),10000) $(or $(SEED),1)
+
+lab-power: $(VENV)/tests-installed  ## power cuts on ext4, xfs and btrfs images (root): CUTS SEED
+	for filesystem in ext4 xfs btrfs; do rm -rf build/lab; \
+	  $(BIN)/python tests/crash/powercut.py build/lab $$filesystem $(or $(CUTS),500) $(or $(SEED),1) || exit 1; done
 
 soak: $(VENV)/tests-installed  ## processes killed and stopped at random: PROCESSES RUNS TRANSITIONS SEED
 	mkdir -p build/soak.$$$$ && $(BIN)/python tests/support/soak.py build/soak.$$$$ $(or $(SOAK),4 16 500 1)

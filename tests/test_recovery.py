@@ -11,6 +11,7 @@ import pytest
 from faulty import Hooked
 
 from surefoot_storage import Workspace, processes
+from surefoot_storage.log import Log
 from surefoot_storage.recovery import Action, decide, looks_torn
 from surefoot_storage.states import ABSENT, Directory, File, digest_of
 
@@ -40,6 +41,9 @@ TABLE = [
     (CHAIN, None, True, False, Action.FOREIGN),
     (CHAIN, Directory(0o755), True, False, Action.FOREIGN),
     ((ABSENT, Directory(0o755)), Directory(0o700), False, False, Action.APPLY),
+    ((ABSENT, Directory(0o755), ABSENT), Directory(0o700), True, False, Action.APPLY),  # btrfs does that
+    ((ABSENT, Directory(0o755), ABSENT), Directory(0o750), True, False, Action.FOREIGN),
+    ((OLD, file(b"new", 0o600), ABSENT), file(b"new", 0o644), True, False, Action.APPLY),
 ]
 
 
@@ -107,6 +111,19 @@ def test_after_a_power_cut_damaged_files_are_made_whole(root, reboot, damage, si
         assert (root / "a").read_bytes() == new
         assert workspace.query("SELECT checkpointed_seq FROM workspace") == [(2,)]
     assert os.listdir(root / ".surefoot/stage") == []
+
+
+def test_a_version_before_the_last_two_is_replaced_without_any_fuss(root, reboot):
+    """What recovery displaces itself is no edit, however far the power cut took the file back."""
+    (root / "a").write_bytes(b"one" * 20)
+    crash_after_commit(root, [{"a": b"two" * 20}, {"a": b"three" * 20}])
+    for path in (root / ".surefoot/stage").iterdir():
+        path.unlink()
+    instead(root / "a", b"one" * 20)
+    reboot()
+    with Workspace(root) as workspace:
+        assert (root / "a").read_bytes() == b"three" * 20
+        assert workspace.upkeep.conflicts() == []
 
 
 @pytest.mark.parametrize("power_cut", [True, False])
@@ -183,3 +200,24 @@ def test_recovery_twice_is_recovery_once(root, reboot):
     with Workspace(root) as workspace:
         assert workspace.recovered.completed == ()
     assert (root / "a").read_bytes() == b"new"
+
+
+def test_what_a_killed_checkpoint_left_costs_one_look_at_each_transaction(root, monkeypatch):
+    """And not one at all its changes for each file: with thousands of files that took minutes."""
+    code = (
+        "import os, sys\nfrom surefoot_storage import Workspace\n"
+        "w = Workspace(sys.argv[1], idle_s=3600)\n"
+        "for data in (b'old', b'new'):\n"
+        "    tx = w.begin()\n"
+        "    for n in range(30):\n        tx.write_bytes(f'd/{n}', data)\n"
+        "    w.commit(tx)\n"
+        "w._parts.checkpoint._free = lambda entries: os._exit(9)\n"
+        "w.checkpoint()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, root], check=False).returncode == 9
+    assert len(os.listdir(root / ".surefoot/stage")) == 30
+    looks, ops_of = [], Log.ops_of
+    monkeypatch.setattr(Log, "ops_of", lambda self, seq: looks.append(seq) or ops_of(self, seq))
+    with Workspace(root):
+        assert os.listdir(root / ".surefoot/stage") == []
+    assert len(looks) == len(set(looks))

@@ -413,7 +413,8 @@ def test_where_pages_cannot_be_detached_nothing_more_is_tried(root):
         assert fs.tried == 1
 
 
-def test_off_unless_freeing_is_slow(root):
+def test_off_unless_freeing_is_slow(root, monkeypatch):
+    monkeypatch.setattr("surefoot_storage.spares.SLOW_FREE_S", 50e-6)
     clock = Clock()
     fs = SlowFrees(clock, 10e-6)
     with opened(root, fs=fs, choice="auto", clock=clock) as workspace:

@@ -43,7 +43,7 @@ def test_one_flush_for_any_number_of_small_files_and_two_after_a_log_reset(shim_
 KILLS = [
     ("replace3", ""), ("replace40", ""), ("mixed", ""), ("mixed", "portable"), ("large", ""),
     ("trees", ""), ("trees", "flush"), ("trees-by-file", "portable"), ("streams", ""), ("streams", "flush"),
-    ("spares", ""),
+    ("spares", ""), ("undo-replace40", ""), ("undo-trees", ""), ("undo-streams", ""),
     *([("streams", "portable"), ("trees", "memory"), ("mixed", "flush")] if FULL else []),
 ]  # fmt: skip
 
@@ -61,6 +61,7 @@ def test_killed_before_any_call_it_is_all_old_or_all_new(shim_library, tmp_path,
 
 RECOVERIES = [
     ("mixed", ""), ("trees", ""), ("spares", ""),
+    *([("undo-trees", ""), ("undo-mixed", "")] if FULL else []),
     *([
         ("replace3", ""), ("mixed", "portable"), ("large", ""), ("trees-by-file", "portable"), ("streams", "flush"),
     ] if FULL else []),
@@ -82,6 +83,7 @@ FAILURES = [
     ("trees", "EIO", ""),
     ("streams", "ENOSPC", "flush"),
     ("spares", "EIO,ENOSPC", ""),
+    ("undo-mixed", "EIO,ENOSPC", ""),
     *(
         [("trees", "ENOSPC,EACCES", "flush"), ("streams", "EIO", ""), ("trees-by-file", "EIO", "portable")]
         if FULL

@@ -206,6 +206,7 @@ class Checkpoint:
                 yield self._tree.areas.of(mount)
 
     def _sweep(self, area: Area, folder: int, living: set[str], unseen: Mapping[str, int]) -> None:
+        changes: dict[int, dict[str, Op]] = {}  # of a transaction with many files, looked up once
         for name in self._fs.names(folder):
             known = parse_stage_name(name)
             if known is not None and known[0] in living:
@@ -215,8 +216,9 @@ class Checkpoint:
             if found is None or spare or (folder == area.keep and self._is_durable(found[0])):
                 self._fs.remove_tree(folder, name)
             elif folder == area.stage and self._is_durable(found[0]):
-                by_path = {op.path: op for op in self._database.ops_of(found[0])}
-                self._free_one(*found, area, name, by_path)
+                if found[0] not in changes:
+                    changes[found[0]] = {op.path: op for op in self._database.ops_of(found[0])}
+                self._free_one(*found, area, name, changes[found[0]])
 
     def _is_durable(self, seq: int) -> bool:
         return seq <= self._progress.checkpointed_seq

@@ -7,9 +7,12 @@ forward, one that is not has only staged files, which are dropped. Nothing is de
 |-----------------------------------------|------------------------------------|---------------------|
 | the newest version in the log           | done                               | done                |
 | an older version in the log             | apply                              | apply               |
+| a logged version under another's mode   | apply                              | apply               |
 | nothing, where no version says so       | foreign: somebody deleted it       | apply               |
 | empty, zeros, or a torn newest version  | foreign                            | apply, odd one kept |
 | anything else                           | foreign: it stays                  | foreign: it stays   |
+
+An odd one is kept unless it is empty.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from .states import Absent, Directory, File, Op, State
+
+STAGED_DIRECTORY_MODE = 0o700  # as it is made, before its chmod
 
 
 class Action(Enum):
@@ -89,13 +94,16 @@ def decide(
 
 
 def _same_but_mode(states: Sequence[State], now: State | None) -> bool:
-    """The newest content under permission bits that some logged version had."""
-    newest = states[-1]
+    """A logged version under permission bits that some version had.
+
+    btrfs can show a new directory after a power cut as it was before its chmod.
+    """
     modes = {state.mode for state in states if not isinstance(state, Absent)}
-    if isinstance(newest, File) and isinstance(now, File):
-        return now.digest == newest.digest and now.mode in modes
-    if isinstance(newest, Directory) and isinstance(now, Directory):
-        return now.mode in modes or now.mode == 0o700  # noqa: PLR2004 - as made, before its chmod
+    if isinstance(now, File):
+        digests = {state.digest for state in states if isinstance(state, File)}
+        return now.digest in digests and now.mode in modes
+    if isinstance(now, Directory):
+        return any(isinstance(s, Directory) for s in states) and now.mode in modes | {STAGED_DIRECTORY_MODE}
     return False
 
 

@@ -98,7 +98,8 @@ class RollForward:
         if action is Action.FOREIGN:
             self._settle_foreign(chain, look, parents, outcome, on_foreign)
         elif action is not Action.DONE:
-            self.make(chain, look.state, parents, keep_odd=action is Action.REPAIR)
+            odd = action is Action.REPAIR and look.data != b""  # an empty file holds nothing to keep
+            self.make(chain, look.state, parents, keep_odd=odd)
             outcome.completed.append(chain.path)
 
     def _decide(self, chain: Chain, look: _Look, parents: Parents, *, power_cut: bool) -> Action:
@@ -318,16 +319,23 @@ class RollForward:
     # --- what the crash left in the stage ---
 
     def rescue(self, transactions: Sequence[tuple[int, Sequence[Op]]]) -> None:
-        """Keeps bytes that nobody logged: an edit that raced the swap. The rest of the stage may go."""
+        """Keeps bytes that nobody logged: an edit that raced the swap. The rest of the stage may go.
+
+        What recovery itself has displaced can be any version that the path went through.
+        """
+        known: dict[str, set[bytes]] = {}
+        for _, ops in transactions:
+            for op in ops:
+                versions = {state.digest for state in (op.old, op.new) if isinstance(state, File)}
+                known.setdefault(op.path, set()).update(versions)
         for seq, ops in transactions:
-            by_path = {op.path: op for op in ops}
             for op in ops:
                 with contextlib.suppress(SurefootError):
                     area = self._tree.areas.of(op.mount)
                     for name in stage_names(op, seq):
-                        self._rescue(seq, op, area, name, by_path)
+                        self._rescue(seq, op.path, area, name, known)
 
-    def _rescue(self, seq: int, op: Op, area: Area, name: str, by_path: dict[str, Op]) -> None:
+    def _rescue(self, seq: int, path: str, area: Area, name: str, known: dict[str, set[bytes]]) -> None:
         found = self._fs.lstat(area.stage, name)
         if found is None:
             return
@@ -335,22 +343,22 @@ class RollForward:
             with self._fs.opened_dir(area.stage, name) as folder:
                 leaves = self._fs.names(folder)
             for leaf in leaves:
-                below = f"{op.path}/{leaf}"
-                child = by_path.get(below, replace(op, path=below, old=ABSENT, new=ABSENT))
-                self._rescue(seq, child, area, f"{name}/{leaf}", by_path)
+                self._rescue(seq, f"{path}/{leaf}", area, f"{name}/{leaf}", known)
             self._fs.remove_tree(area.stage, name)
             return
-        if found.st_nlink > 1 or (fsops.is_regular(found) and self._is_known(op, area, name, found.st_size)):
+        versions = known.get(path, set())
+        if found.st_nlink > 1 or (
+            fsops.is_regular(found) and self._is_known(versions, area, name, found.st_size)
+        ):
             self._fs.unlink(area.stage, name)
             return
-        kept_as = keep_conflict(self._fs, self._layout, area.stage, name, seq, op.path)
-        self._report(seq, op.path, kept_as, "an edit that raced the commit")
+        kept_as = keep_conflict(self._fs, self._layout, area.stage, name, seq, path)
+        self._report(seq, path, kept_as, "an edit that raced the commit")
 
-    def _is_known(self, op: Op, area: Area, name: str, size: int) -> bool:
-        """One of the change's versions, or our own file, cut short by the crash."""
+    def _is_known(self, known: set[bytes], area: Area, name: str, size: int) -> bool:
+        """One of the path's versions, or our own file, cut short by the crash."""
         if not size:
             return True
-        known = [state.digest for state in (op.old, op.new) if isinstance(state, File)]
         if self._fs.digest(area.stage, name)[0] in known:
             return True
         if size > INLINE_BYTES_MAX:

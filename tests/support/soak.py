@@ -22,7 +22,8 @@ from typing import Any
 import anyio
 import structlog
 
-from surefoot import Done, Engine, Next, SurefootError, Transaction, Workflow, rows
+from surefoot import Done, Engine, Next, SurefootError, Transaction, Workflow
+from surefoot.schema import SCHEMA
 from surefoot_storage import Workspace
 
 SHARED = 24
@@ -99,7 +100,7 @@ async def work(root: Path, index: int, runs: int, transitions: int) -> None:
 def poll(root: Path) -> None:
     """Files by name, and rows before files: never torn, never older than the row said."""
     seen, late = 0, 0
-    with Workspace(root, schemas=[rows.SCHEMA]) as workspace:
+    with Workspace(root, schemas=[SCHEMA]) as workspace:
         while not (root.parent / "stop").exists():
             for path in list(root.glob("shared/*.json")):
                 unsealed(path.read_text())
@@ -129,7 +130,7 @@ def main(folder: Path, processes: int, runs: int, transitions: int, seed: int) -
     chance = random.Random(seed)
     root = folder / "workspace"
     (root / "shared").mkdir(parents=True)
-    Workspace(root, schemas=[rows.SCHEMA]).close()
+    Workspace(root, schemas=[SCHEMA]).close()
     workers = {i: start("work", root, i, runs, transitions) for i in range(processes)}
     poller = start("poll", root)
     kills = stops = 0
@@ -180,7 +181,7 @@ def main(folder: Path, processes: int, runs: int, transitions: int, seed: int) -
 def judge(root: Path, folder: Path, processes: int, runs: int, transitions: int) -> list[str]:
     """Counts in files, rows and acknowledgements must be one story."""
     problems = []
-    with Workspace(root, schemas=[rows.SCHEMA]) as workspace:
+    with Workspace(root, schemas=[SCHEMA]) as workspace:
         committed = {txid for (txid,) in workspace.query("SELECT txid FROM audit WHERE event = 'step'")}
         states = dict(workspace.query("SELECT id, state FROM run"))
         unapplied = workspace.unapplied

@@ -192,9 +192,9 @@ class Sweep:
     def judge(self, case: str, report: dict[str, Any]) -> None:
         verdict = self.check(case)
         outcome = report.get("result", {}).get("outcome")
-        if outcome in ("committed", "unapplied") and verdict["which"] != "new":
+        if outcome in ("committed", "unapplied") and verdict["which"] != self.world.after:
             self.problems.append(f"{case}: reported {outcome}, but it is {verdict['which']}")
-        if outcome in ("failed", "retrying") and verdict["which"] != "old":
+        if outcome in ("failed", "retrying") and verdict["which"] != self.world.before:
             self.problems.append(f"{case}: reported {outcome}, but it is {verdict['which']}")
         if report.get("raised") not in (
             None, "CommitOutcomeUnknown", "WorkspaceUnusable", "WorkspacePoisoned", "CommitFailed", "StageFailed",

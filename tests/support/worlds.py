@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from surefoot import Engine, Next, Transaction, Workflow
@@ -31,6 +32,17 @@ class World:
     empty_dirs_new: tuple[str, ...] = ()
     act: Callable[[Transaction], None] | None = None  # instead of one write or delete for each path
     spares: bool = False  # the transition finds spare files for what it replaces
+    undo: bool = False  # what is tested is the undo of the transition
+
+    @property
+    def before(self) -> str:
+        """Which version there is before what is tested."""
+        return "new" if self.undo else "old"
+
+    @property
+    def after(self) -> str:
+        """And which one it leads to."""
+        return "old" if self.undo else "new"
 
     def workflow(self) -> Workflow:
         flow = Workflow("world", directory="run")
@@ -186,9 +198,13 @@ STREAMS = World(
     act=_act_streams,
 )
 SPARES = replace(replaces(3), name="spares", spares=True)
+UNDOES = [
+    replace(world, name=f"undo-{world.name}", undo=True)
+    for world in (replaces(3), replaces(40), MIXED, TREES, STREAMS)
+]
 WORLDS = {
     world.name: world
-    for world in (replaces(3), replaces(40), MIXED, LARGE, TREES, TREES_BY_FILE, STREAMS, SPARES)
+    for world in (replaces(3), replaces(40), MIXED, LARGE, TREES, TREES_BY_FILE, STREAMS, SPARES, *UNDOES)
 }
 
 
@@ -235,6 +251,8 @@ def make(world: World, root: Path, recipe: Any = None) -> None:
     with Engine(root, [flow], resume=False, recipe=recipe) as engine:
         engine.start(flow, run_id="r").wait()
         engine.advance("r").wait().or_raise()
+        if world.undo:
+            engine.advance("r").wait().or_raise()
 
 
 def change(world: World, root: Path, recipe: Any = None, ready: Callable[[], None] = lambda: None) -> Any:
@@ -246,6 +264,9 @@ def change(world: World, root: Path, recipe: Any = None, ready: Callable[[], Non
         if world.spares:
             _make_spares(world, engine._the_open.workspace)
             ready()
+        if world.undo:
+            engine.undo(engine.history.of("r")[-1].txid).wait()
+            return SimpleNamespace(outcome="committed", failure=None)
         return engine.advance("r").wait()
 
 
@@ -277,8 +298,10 @@ def verdict(world: World, root: Path, recipe: Any = None) -> dict[str, Any]:
     if which == "MIX":
         problems.append(f"neither old nor new: {_difference(found, world)}")
     position = row[0][1]
-    if position != (2 if which == "new" else 1):
+    if position != (2 if which == "new" or world.undo else 1):
         problems.append(f"files are {which}, rows say {position} transitions")
+    if world.undo and json.loads(row[0][0])["state"] != ("paused" if which == "old" else "completed"):
+        problems.append(f"files are {which}, the run is {row[0][0]}")
     if (audit, outbox) != (position, position - 1):
         problems.append(f"audit {audit}, outbox {outbox} at position {position}")
     if status != row[0][0].encode():
