@@ -23,12 +23,12 @@ from typing import Any
 
 from .errors import UnreadableFile
 from .fsops import FsOps
+from .mark import APPLIED
 from .paths import CONTROL_DIR
 from .states import digest_of
 
 DATABASE = "surefoot.db"
 MARKER = "workspace.json"
-APPLIED = "applied"
 DAMAGED = "database-damaged"  # present: the log failed to flush; copy it to new blocks before trusting it
 STAGE_SUFFIXES = (".old", ".again", ".aside")  # a displaced version; a second try; one moved out of the way
 FOLDERS = ("stage", "keep", "blobs", "conflicts", "workers", "locks")

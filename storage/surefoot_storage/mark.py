@@ -7,13 +7,16 @@ of another boot or of another workspace counts as nothing. Recovery never depend
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import struct
 import zlib
 
 from .fsops import FsOps
+from .paths import CONTROL_DIR
 
 _RECORD = struct.Struct("<4sI16s16sq")  # magic, format, epoch, workspace, sequence; then a crc32
+APPLIED = "applied"
 _MAGIC, _FORMAT = b"SFAM", 1
 SIZE_BYTES = _RECORD.size + 4
 
@@ -44,3 +47,14 @@ class AppliedMark:
         magic, version, epoch, workspace, seq = _RECORD.unpack(record)
         mine = (_MAGIC, _FORMAT, self._epoch, self._workspace)
         return int(seq) if (magic, version, epoch, workspace) == mine else -1
+
+
+def read_mark(fs: FsOps, root: int, epoch: str, workspace: str) -> int:
+    """The same for somebody who only looks; -1 where there is none."""
+    with contextlib.suppress(OSError), fs.opened_dir(root, CONTROL_DIR) as control:
+        fd = fs.open_file(control, APPLIED)
+        try:
+            return AppliedMark(fs, fd, epoch=epoch, workspace=workspace).read()
+        finally:
+            fs.close(fd)
+    return -1

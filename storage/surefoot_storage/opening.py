@@ -11,7 +11,8 @@ from . import fsops
 from .errors import WorkspaceUnusable, os_error_text
 from .fsops import FsOps
 from .identity import note_of
-from .layout import APPLIED, DATABASE, FOLDERS, MARKER, Layout, read_note
+from .layout import DATABASE, FOLDERS, MARKER, Layout, read_note
+from .mark import APPLIED
 from .paths import CONTROL_DIR
 
 FORMAT = 2  # of the control directory; the database carries its own
