@@ -139,7 +139,7 @@ def test_bad_input_has_its_own_error_and_code_and_changes_nothing(cli, tmp_path,
     (tmp_path / "syntax.py").write_text("def\n")
     (tmp_path / "exits.py").write_text("raise SystemExit(3)\n")
     (tmp_path / "twice.py").write_text(FLOWS + "flow.step(one.function)\n")
-    Workspace(tmp_path / "w", schemas=[__import__("surefoot.rows", fromlist=["SCHEMA"]).SCHEMA]).close()
+    Workspace(tmp_path / "w", schemas=[__import__("surefoot.schema", fromlist=["SCHEMA"]).SCHEMA]).close()
     done = cli(*arguments, *(["--json"] if as_json else []))
     assert done.returncode == code, done.stderr
     text = json.dumps(json.loads(done.stdout), ensure_ascii=False) if as_json else done.stderr
@@ -179,8 +179,9 @@ def test_ctrl_c_ends_at_once_and_the_run_goes_on_later(cli, tmp_path, step):
     (tmp_path / "slow.py").write_text(body)
     command = [sys.executable, "-m", "surefoot", "run", "slow.py:flow", "-w", "w", "--id", "r"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - a test in the background ignores it
+    )  # fmt: skip
     assert process.stdout.readline() == "started\n"
     process.send_signal(signal.SIGINT)
     _, shown = process.communicate(timeout=20)

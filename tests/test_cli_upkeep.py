@@ -10,7 +10,7 @@ import sys
 import pytest
 from faulty import Hooked, Once
 
-from surefoot import rows
+from surefoot.schema import SCHEMA
 from surefoot_storage import Workspace
 
 FLOW = """
@@ -89,7 +89,7 @@ def test_a_copy_is_refused_until_it_is_adopted(cli, tmp_path):
 def test_conflicts_are_listed_and_decided(cli, tmp_path):
     root = tmp_path / "w"
     fs = Hooked()
-    with Workspace(root, schemas=[rows.SCHEMA], fs=fs) as workspace:
+    with Workspace(root, schemas=[SCHEMA], fs=fs) as workspace:
         fs.hook = Once("exchange", lambda: (root / "demos/r/a.txt").write_text("theirs"), word="a.txt")
         tx = workspace.begin()
         tx.write_bytes("demos/r/a.txt", b"ours")

@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from worlds import restamp
 
 from surefoot import Engine
 from surefoot_storage import ReadOnlyWorkspace, Workspace, processes
@@ -25,6 +26,41 @@ def version_1(root, monkeypatch):
     return root
 
 
+@pytest.fixture
+def version_2(root, monkeypatch):
+    """Killed in the middle of putting a commit in place, with spare files in its stage; then a reboot."""
+    monkeypatch.setattr(processes, "boot_id", lambda: "another boot")
+    with tarfile.open(FIXTURES / "v2_killed.tar.gz") as tar:
+        tar.extractall(root, filter="data")
+    restamp(root)
+    return root
+
+
+def test_a_workspace_of_the_second_version_is_recovered_and_its_transitions_can_be_undone(version_2):
+    root = version_2
+    flow = flow_of_version_1()
+    with Engine(root, [flow], resume=False) as engine:
+        assert (root / "demos/half/a.txt").read_bytes() == b"second a\n"
+        assert not (root / "demos/half/sub/b.txt").exists()
+        assert list((root / ".surefoot/stage").iterdir()) == []
+        assert engine.upkeep.conflicts() == []
+        entry = engine.history.of("half")[-1]
+        assert (entry.label, entry.actor) == ("half/change", "")
+        done = engine.undo(entry.txid).wait()
+        assert done.withdrawn == ("half/2/change/tell",)
+        assert (root / "demos/half/a.txt").read_bytes() == b"first a\n"
+        assert (root / "demos/half/sub/b.txt").read_bytes() == b"first b\n"
+        assert (root / "demos/half/big.bin").read_bytes() == b"old big " * 50000
+        assert engine.retry("half").wait().ok
+
+
+def flow_of_version_1():
+    spec = importlib.util.spec_from_file_location("v1_flow", FIXTURES / "v1_flow.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.flow
+
+
 def test_a_workspace_of_the_first_version_is_recovered_and_migrated(version_1):
     root = version_1
     with Workspace(root) as workspace:
@@ -39,13 +75,11 @@ def test_a_workspace_of_the_first_version_is_recovered_and_migrated(version_1):
 
 
 def test_its_runs_go_on_and_its_messages_are_delivered(version_1):
-    spec = importlib.util.spec_from_file_location("v1_flow", FIXTURES / "v1_flow.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    flow = flow_of_version_1()
     told = []
-    effect = module.flow.steps["change"].effects[0]
+    effect = flow.steps["change"].effects[0]
     object.__setattr__(effect, "function", lambda done: told.append(done.run_id))
-    with Engine(version_1, [module.flow], resume=False) as engine:
+    with Engine(version_1, [flow], resume=False) as engine:
         assert engine.get("done").wait().state == "completed"
         assert engine.retry("half").wait().ok
         engine.deliver().wait()

@@ -8,6 +8,7 @@ from surefoot_storage import (
     CommitOutcomeUnknown,
     Conflict,
     FsOps,
+    History,
     IncompatibleOperations,
     InputError,
     PathRefused,
@@ -16,6 +17,7 @@ from surefoot_storage import (
     Retention,
     SurefootError,
     TransactionClosed,
+    UndoRefused,
     UnreadableFile,
     WorkspaceBlocked,
     WorkspaceBusy,
@@ -26,6 +28,7 @@ from surefoot_storage import (
 
 from .clock import Clock, SystemClock
 from .declare import Done, Effect, Next, Step, Workflow
+from .diffs import FileChange
 from .engine import Engine
 from .errors import (
     CommandFailed,
@@ -42,10 +45,11 @@ from .errors import (
 )
 from .model import Committed, Failure, Run, RunResult, RunState, TransitionResult
 from .pending import Pending
-from .preview import FileChange, Preview
+from .preview import Preview
 from .retry import Retry
 from .streams import Stream
 from .transaction import Files, Transaction
+from .undo import Undone
 
 __version__ = "0.1.0"
 
@@ -63,6 +67,7 @@ __all__ = [
     "FileChange",
     "Files",
     "FsOps",
+    "History",
     "IncompatibleOperations",
     "InputError",
     "InputRefused",
@@ -91,6 +96,8 @@ __all__ = [
     "TransitionFailed",
     "TransitionResult",
     "UndeclaredRead",
+    "UndoRefused",
+    "Undone",
     "UnknownRun",
     "UnreadableFile",
     "Workflow",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random as randoms
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -15,6 +15,7 @@ from anyio.abc import TaskGroup
 
 from surefoot_storage import (
     FsOps,
+    History,
     Policy,
     Recovered,
     Retention,
@@ -36,6 +37,8 @@ from .model import Run, RunResult, TransitionResult
 from .opened import OpenEngine, Settings
 from .pending import Pending
 from .preview import Preview
+from .schema import SCHEMA
+from .undo import Request, Undoing, Undone
 
 T = TypeVar("T")
 
@@ -149,7 +152,7 @@ class Engine:
     def _open_workspace(self) -> Workspace:
         return Workspace(
             self._root,
-            schemas=[rows.SCHEMA],
+            schemas=[SCHEMA],
             **self._storage,
             clock=self._settings.clock.now,
             new_id=self._settings.new_id,
@@ -309,6 +312,44 @@ class Engine:
             UnknownRun, RunRefused: as `advance`; and whatever the body raises.
         """
         return self._pending("preview", lambda: self._the_open.preview(run_id))
+
+    def undo(
+        self, txid: str, *, force: bool = False, paths: Sequence[str] = (), dry_run: bool = False
+    ) -> Pending[Undone]:
+        """Undoes a committed transaction by a new one: files, run state and unsent effects, or nothing.
+
+        The last transition of a run that stands, an undo, or a transaction that belongs to no run; a
+        few characters of its id are enough. `force` also where files were changed since: what is there
+        now becomes an old version. `paths` takes back only these files and leaves the run where it is.
+
+        Raises:
+            UndoRefused: something has happened since, or old contents are gone; nothing was changed.
+        """
+        return self._undo("undo", Request(txid, False, force, tuple(paths)), dry_run=dry_run)
+
+    def revert(
+        self, to: str, *, force: bool = False, paths: Sequence[str] = (), dry_run: bool = False
+    ) -> Pending[Undone]:
+        """Undoes everything that stands after a transition (or after the start) of a run, as one.
+
+        A step that is being worked on is stopped first, and changes nothing.
+
+        Raises:
+            UndoRefused: as `undo`.
+        """
+        return self._undo("revert", Request(to, True, force, tuple(paths)), dry_run=dry_run)
+
+    def _undo(self, name: str, request: Request, *, dry_run: bool) -> Pending[Undone]:
+        async def operation() -> Undone:
+            undoing = Undoing(self._the_open, self._settings.clock, request)
+            return await (undoing.plan() if dry_run else undoing.carry_out())
+
+        return self._pending(name, operation)
+
+    @property
+    def history(self) -> History:
+        """What was committed. Synchronous: call it in a thread."""
+        return self._the_open.workspace.history
 
     def get(self, run_id: str) -> Pending[Run]:
         """The run as its row says.

@@ -245,11 +245,12 @@ class Executor:
                     run.key(f"{step.name}/{effect.name}"), run.id, step.name, effect.name, payload
                 )
             )
-        return self._with_status(run, after, files, statements)
+        return self.with_status(run, after, files, statements)
 
-    def _with_status(
+    def with_status(
         self, run: Run, after: Run, files: FileTransaction, statements: list[Statement]
     ) -> FileTransaction:
+        """The run's next status, in its file and its row, with the rest of a transaction."""
         base = files.load(run.status_path)
         if run.status and base.data != run.status.encode():
             logger(run=run.id).warning("status.foreign_edit", path=run.status_path, found=str(base.state))
@@ -278,7 +279,7 @@ class Executor:
         def work() -> FileTransaction:
             files = self._workspace.begin(label=f"{run.id}/{event}", owner=run.id)
             audit = rows.append_audit(after, event, step=run.step, committed=True)
-            return self._with_status(run, after, files, [rows.update_run(after), audit, *statements])
+            return self.with_status(run, after, files, [rows.update_run(after), audit, *statements])
 
         return await self.commit(work)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from pydantic_core import to_json  # writes the same text as json, a dozen times faster
 
@@ -80,6 +82,30 @@ def retried(run: Run, at: float) -> Run:
 def cancelled(run: Run, at: float) -> Run:
     """The run ends here."""
     return _moved(run, at, state=RunState.CANCELLED, step=None, last_step=run.step, next_at=None)
+
+
+def undone(run: Run, earlier: Mapping[str, Any], at: float) -> Run:
+    """Back to an earlier status. What would go on by itself waits: or the step would simply be done again.
+
+    `position` does not go back: it makes the keys of effects, and what is done again tells of it anew.
+    """
+    state = RunState(earlier["state"])
+    return _moved(
+        run,
+        at,
+        state=RunState.PAUSED if state.is_due else state,
+        step=earlier["step"],
+        last_step=earlier["last_step"],
+        failures=0,
+        interruptions=0,
+        next_at=None,
+        failure=Failure(**earlier["error"]) if state is RunState.ERROR and earlier["error"] else None,
+    )
+
+
+def noted(run: Run, at: float) -> Run:
+    """Nothing about it has changed but its files."""
+    return _moved(run, at)
 
 
 def _moved(run: Run, at: float, **changes: object) -> Run:

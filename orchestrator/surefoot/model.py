@@ -18,6 +18,7 @@ class RunState(StrEnum):
     RUNNING = "running"  # a step is due, or being worked on
     WAITING = "waiting"  # a step failed and will be tried again at `next_at`
     ERROR = "error"  # a step failed for good; retry it, or cancel the run
+    PAUSED = "paused"  # a transition was undone: the step is not done again before somebody says so
     COMPLETED = "completed"
     CANCELLED = "cancelled"
 

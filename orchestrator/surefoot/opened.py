@@ -7,7 +7,7 @@ for each transition, and a second caller of `drive` waits for the first one's re
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -338,25 +338,33 @@ class OpenEngine:
         if result.ok and workflow.steps[result.step].effects:
             self.outbox.notify()
 
-    async def cancel(self, run_id: str) -> Run:
-        run = await self.get(run_id)
+    @contextlib.asynccontextmanager
+    async def interrupted(self, run_id: str) -> AsyncIterator[None]:
+        """The run's lock; a step that is being worked on here is stopped, and changes nothing."""
         driver = self._drivers.get(run_id)
         self.executor.cancel_requested.add(run_id)
         try:
             if driver is not None:
                 driver.scope.cancel()
             async with self._lock(run_id):
-                run = await self.get(run_id)
-                if run.state.is_over:
-                    raise RunRefused(
-                        "cancel", run_id, expected="a run that is not over", found=run.state.value
-                    )
-                after = machine.cancelled(run, self._clock.now())
-                await self.executor.commit_status(run, after, "cancelled", [])
+                yield
         finally:
             self.executor.cancel_requested.discard(run_id)
             if driver is not None:
                 driver.cancelled.set()
+
+    def is_in_flight(self, run: Run) -> bool:
+        """Whether somebody, here or elsewhere, is moving it on."""
+        return run.id in self._drivers or self.executor.is_elsewhere(run)
+
+    async def cancel(self, run_id: str) -> Run:
+        await self.get(run_id)
+        async with self.interrupted(run_id):
+            run = await self.get(run_id)
+            if run.state.is_over:
+                raise RunRefused("cancel", run_id, expected="a run that is not over", found=run.state.value)
+            after = machine.cancelled(run, self._clock.now())
+            await self.executor.commit_status(run, after, "cancelled", [])
         logger(run=run_id).info("run.cancelled", step=run.step)
         return after
 

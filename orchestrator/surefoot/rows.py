@@ -7,84 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from surefoot_storage import Schema, Statement
+from surefoot_storage import Statement
 
 from .errors import UnknownRun
 from .model import Failure, Run, RunState
 
-SCHEMA = Schema(
-    "engine",
-    (
-        """
-        CREATE TABLE run (
-            id TEXT PRIMARY KEY,
-            workflow TEXT NOT NULL,
-            input TEXT NOT NULL,
-            directory TEXT NOT NULL,
-            state TEXT NOT NULL,
-            step TEXT,
-            position INTEGER NOT NULL,
-            failures INTEGER NOT NULL,
-            interruptions INTEGER NOT NULL,
-            next_at REAL,
-            revision INTEGER NOT NULL,
-            created_at REAL NOT NULL,
-            updated_at REAL NOT NULL,
-            last_step TEXT,
-            failure TEXT,
-            source TEXT NOT NULL,
-            status TEXT NOT NULL
-        ) WITHOUT ROWID;
-        CREATE INDEX run_due ON run (state) WHERE state IN ('running', 'waiting');
-        -- Every try at a step; written before the body runs, without a barrier.
-        CREATE TABLE attempt (
-            run_id TEXT NOT NULL,
-            position INTEGER NOT NULL,
-            number INTEGER NOT NULL,
-            step TEXT NOT NULL,
-            started_at REAL NOT NULL,
-            ended_at REAL,
-            outcome TEXT,                 -- unrecorded: it failed, and the run does not say so yet
-            failure TEXT,
-            PRIMARY KEY (run_id, position, number)
-        ) WITHOUT ROWID;
-        CREATE INDEX attempt_open ON attempt (run_id) WHERE ended_at IS NULL;
-        -- Append-only: every status that a run ever had.
-        CREATE TABLE audit (
-            id INTEGER PRIMARY KEY,
-            run_id TEXT NOT NULL,
-            revision INTEGER NOT NULL,
-            at REAL NOT NULL,
-            event TEXT NOT NULL,
-            step TEXT,
-            txid TEXT,
-            seq INTEGER,
-            failure TEXT,
-            status TEXT NOT NULL
-        );
-        CREATE INDEX audit_run ON audit (run_id, id);
-        CREATE TABLE outbox (
-            id INTEGER PRIMARY KEY,
-            key TEXT NOT NULL UNIQUE,
-            run_id TEXT NOT NULL,
-            step TEXT NOT NULL,
-            effect TEXT NOT NULL,
-            payload TEXT NOT NULL,
-            state TEXT NOT NULL,          -- pending, delivered, dead
-            attempts INTEGER NOT NULL,
-            next_at REAL NOT NULL,
-            last_error TEXT NOT NULL DEFAULT ''
-        );
-        CREATE INDEX outbox_pending ON outbox (run_id, id) WHERE state = 'pending';
-        """,
-        # 2: several processes: who moves a run on, who delivers a message
-        """
-        ALTER TABLE run ADD COLUMN owner TEXT NOT NULL DEFAULT '';
-        ALTER TABLE outbox ADD COLUMN owner TEXT NOT NULL DEFAULT '';
-        """,
-    ),
-)
-
+_EVENT_FIELDS = ("txid", "seq", "event", "step", "undoes", "status")
 _RUN_COLUMNS = (
     "id, workflow, input, directory, state, step, position, failures, interruptions, next_at, revision,"
     " created_at, updated_at, last_step, failure, source, status, owner"
@@ -179,13 +107,15 @@ def count_interruption(run: Run) -> Statement:
     )
 
 
-def append_audit(run: Run, event: str, *, step: str | None, committed: bool) -> Statement:
+def append_audit(
+    run: Run, event: str, *, step: str | None, committed: bool, undoes: Sequence[str] = ()
+) -> Statement:
     """One line of history."""
     return Statement(
-        "INSERT INTO audit (run_id, revision, at, event, step, txid, seq, failure, status) VALUES"
+        "INSERT INTO audit (run_id, revision, at, event, step, txid, seq, failure, status, undoes) VALUES"
         " (:run_id, :revision, :updated_at, :event, :step, "
         + (":txid, :seq" if committed else "NULL, NULL")
-        + ", :failure, :status)",
+        + ", :failure, :status, :undoes)",
         {
             "run_id": run.id,
             "revision": run.revision,
@@ -194,6 +124,7 @@ def append_audit(run: Run, event: str, *, step: str | None, committed: bool) -> 
             "step": step,
             "failure": json.dumps(asdict(run.failure)) if run.failure else None,
             "status": run.status,
+            "undoes": " ".join(undoes),
         },
         1,
     )
@@ -247,6 +178,25 @@ def settle_effect(message: Message, state: str, error: str = "", next_at: float 
             "next_at": next_at,
         },
         1,
+    )
+
+
+def withdraw_effect(key: str, seen: str) -> Statement:
+    """Nobody is told of it any more; conflicts where somebody has begun to send it meanwhile."""
+    return Statement(
+        "UPDATE outbox SET state = 'withdrawn', owner = '' WHERE key = :key AND state = 'pending'"
+        " AND owner = :seen",
+        {"key": key, "seen": seen},
+        1,
+    )
+
+
+def renew_effects(txids: Sequence[str]) -> Statement:
+    """They stand again: what was withdrawn is told after all."""
+    return Statement(
+        "UPDATE outbox SET state = 'pending', next_at = 0 WHERE state = 'withdrawn'"
+        " AND json_extract(payload, '$.txid') IN (SELECT value FROM json_each(:txids))",
+        {"txids": json.dumps(list(txids))},
     )
 
 
@@ -323,7 +273,7 @@ def runs_in(source: Source, directory: str) -> list[str]:
 
 def audit_log(source: Source, run_id: str | None = None) -> list[dict[str, Any]]:
     """History, oldest first."""
-    names = ("at", "run_id", "revision", "event", "step", "txid", "seq", "failure", "status")
+    names = ("at", "run_id", "revision", "event", "step", "txid", "seq", "failure", "status", "undoes")
     rows = source.query(
         f"SELECT {', '.join(names)} FROM audit WHERE :run_id IS NULL OR run_id = :run_id ORDER BY id",  # noqa: S608 - only constants are put in
         {"run_id": run_id},
@@ -332,7 +282,17 @@ def audit_log(source: Source, run_id: str | None = None) -> list[dict[str, Any]]
     for entry in entries:
         entry["failure"] = json.loads(entry["failure"]) if entry["failure"] else None
         entry["status"] = json.loads(entry["status"])
+        entry["undoes"] = entry["undoes"].split()
     return entries
+
+
+def events_of(source: Source, run_id: str) -> list[dict[str, Any]]:
+    """The lines of a run's history that belong to a transaction, oldest first."""
+    return [
+        {name: tuple(line[name]) if name == "undoes" else line[name] for name in _EVENT_FIELDS}
+        for line in audit_log(source, run_id)
+        if line["txid"]
+    ]
 
 
 def changed_files(source: Source, run_id: str) -> dict[int, list[str]]:
@@ -375,6 +335,17 @@ def blocked_transactions(source: Source) -> list[dict[str, Any]]:
     return [dict(zip(("seq", "txid", "label", "cause"), row, strict=True)) for row in rows]
 
 
+def transaction_facts(source: Source, count: int) -> list[dict[str, Any]]:
+    """The latest transactions, newest first: how large, how durable, whether in place; no names of files."""
+    names = ("seq", "batch", "status", "owner", "level", "at", "files", "size_bytes")
+    rows = source.query(
+        "SELECT seq, batch, status, owner, level, at, count(idx), coalesce(sum(new_size), 0)"
+        " FROM txn LEFT JOIN file_op USING (seq) GROUP BY seq ORDER BY seq DESC LIMIT ?",
+        (count,),
+    )
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
 def next_messages(source: Source, run_id: str | None = None) -> list[Message]:
     """The oldest undelivered effect of each run: later ones wait for it."""
     rows = source.query(
@@ -389,6 +360,17 @@ def next_messages(source: Source, run_id: str | None = None) -> list[Message]:
         Message(id_, key, run, workflow, step, effect, json.loads(payload), attempts, next_at, owner)
         for id_, key, run, workflow, step, effect, payload, attempts, next_at, owner in rows
     ]
+
+
+def effects_of(source: Source, txids: Sequence[str]) -> list[dict[str, Any]]:
+    """What these transactions told, or want to tell."""
+    names = ("key", "effect", "state", "attempts", "owner")
+    rows = source.query(
+        f"SELECT {', '.join(names)} FROM outbox"  # noqa: S608 - only constants are put in
+        " WHERE json_extract(payload, '$.txid') IN (SELECT value FROM json_each(?)) ORDER BY id",
+        (json.dumps(list(txids)),),
+    )
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def count_effects(source: Source, state: str, run_id: str | None = None) -> int:

@@ -1,5 +1,6 @@
 """Transactions over files and rows. Synchronous; knows nothing of workflows."""
 
+from .checkup import Checkup, Finding
 from .conflicts import ForeignEdit
 from .errors import (
     CommitError,
@@ -12,6 +13,7 @@ from .errors import (
     StageFailed,
     SurefootError,
     TransactionClosed,
+    UndoRefused,
     UnreadableFile,
     WorkspaceBlocked,
     WorkspaceBusy,
@@ -20,12 +22,14 @@ from .errors import (
     WorkspaceUnusable,
 )
 from .fsops import FsOps
+from .history import Change, Difference, History, LogEntry, net
 from .machinery import Recovered
 from .named import NamedLock
 from .policy import Policy
 from .queueing import Commit
 from .readonly import ReadOnlyWorkspace
 from .retention import Pruned, Retention
+from .reverting import WentBack
 from .schema import Schema
 from .states import Absent, Directory, File, Op
 from .transaction import FileTransaction
@@ -35,19 +39,25 @@ from .workspace import Workspace
 
 __all__ = [
     "Absent",
+    "Change",
+    "Checkup",
     "Commit",
     "CommitError",
     "CommitFailed",
     "CommitOutcomeUnknown",
     "Conflict",
+    "Difference",
     "Directory",
     "File",
     "FileTransaction",
+    "Finding",
     "ForeignEdit",
     "Forgotten",
     "FsOps",
+    "History",
     "IncompatibleOperations",
     "InputError",
+    "LogEntry",
     "NamedLock",
     "Op",
     "PathRefused",
@@ -61,13 +71,16 @@ __all__ = [
     "Statement",
     "SurefootError",
     "TransactionClosed",
+    "UndoRefused",
     "UnreadableFile",
     "Upkeep",
+    "WentBack",
     "Workspace",
     "WorkspaceBlocked",
     "WorkspaceBusy",
     "WorkspaceError",
     "WorkspacePoisoned",
     "WorkspaceUnusable",
+    "net",
     "restore",
 ]

@@ -317,7 +317,7 @@ def _member(request: Request, level: str) -> Member:
     tx, staged = request.tx, request.staged
     if tx is None or staged is None:
         return Member(request.statements)
-    return Member(request.statements, tx.txid, tx.label, tx.owner, level, staged.ops, staged.blobs)
+    return Member(request.statements, tx.txid, tx.label, tx.owner, level, tx.actor, staged.ops, staged.blobs)
 
 
 @dataclass

@@ -42,7 +42,7 @@ class Database:
                 found=apsw.sqlite_lib_version(),
                 hint="pip install --upgrade apsw",
             )
-        self.path = path
+        self.path, self.library_version = path, apsw.sqlite_lib_version()
         self._log_pages = 0
         self._durable = True
         self.flush_s = 0.0  # what a durable commit costs here, lately
@@ -246,8 +246,9 @@ class Database:
 
     def _insert(self, member: Member, batch: int, at: float) -> int:
         self._db.execute(
-            "INSERT INTO txn (txid, batch, status, label, owner, level, at) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (member.txid, batch, COMMITTED, member.label, member.owner, member.level, at),
+            "INSERT INTO txn (txid, batch, status, label, owner, level, actor, at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (member.txid, batch, COMMITTED, member.label, member.owner, member.level, member.actor, at),
         )
         seq = self._db.last_insert_rowid()
         self._db.executemany(

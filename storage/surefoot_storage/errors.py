@@ -11,6 +11,7 @@
      │   ├─ WorkspaceBlocked          a committed change cannot reach its files yet
      │   └─ WorkspacePoisoned         this handle must not be used any more
      ├─ Conflict                      somebody changed what was read; nothing was changed
+     ├─ UndoRefused                   something has happened since, or old contents are gone
      └─ CommitError
          ├─ StageFailed               before the commit point; nothing was changed
          ├─ CommitFailed              at the commit point; nothing was changed
@@ -127,6 +128,14 @@ class Conflict(SurefootError):
 
     code = "conflict"
     exit_code = 4
+
+
+class UndoRefused(SurefootError):
+    """A transaction cannot be undone as things are; nothing was changed. `paths`: the files in the way."""
+
+    code = "undo_refused"
+    exit_code = 4
+    paths: tuple[str, ...] = ()
 
 
 class CommitError(SurefootError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from .fsops import FsOps
+from .history import History
 from .named import NamedLock, holder_of, try_named_lock
 from .recipes import Recipe
 from .store import Store
@@ -19,6 +20,12 @@ class Facts(ABC):
     @abstractmethod
     def _check_alive(self) -> None:
         """Raises where the workspace is of no use any more."""
+
+    @property
+    def history(self) -> History:
+        """What was committed here."""
+        self._check_alive()
+        return History(self.fs, self._store.root, self._store.looking)
 
     @property
     def uuid(self) -> str:
@@ -61,3 +68,11 @@ class Facts(ABC):
     def named_lock_holder(self, name: str) -> str:
         """Who has it, for people."""
         return holder_of(self.fs, self._store.layout.locks, name)
+
+    def read_blob(self, digest: bytes) -> bytes:
+        """A kept content by sha256."""
+        self._check_alive()
+        rows, _ = self._store.query("SELECT data FROM blob WHERE digest = ?", (digest,))
+        if rows and rows[0][0] is not None:
+            return bytes(rows[0][0])
+        return self._store.layout.read_blob(digest)

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .database import BLOCKED, COMMITTED, VOID, Database
+from .errors import WorkspaceUnusable
 from .records import OP_COLUMNS, Head, Identity, Row, row_op
+from .schema import Schema
 from .states import Op
 from .wants import Statement
 
 
 class Log(Database):
     """Questions to the storage layer's tables, and notes into them."""
+
+    def refuse_older(self, schemas: Iterable[Schema]) -> None:
+        """Where nothing may be migrated.
+
+        Raises:
+            WorkspaceUnusable: an older Surefoot made these tables.
+        """
+        for schema in schemas:
+            if (found := self._found.get(schema.component, 0)) < schema.version:
+                raise WorkspaceUnusable(
+                    "look into the workspace",
+                    os.path.dirname(self.path),
+                    expected=f"{schema.component} format {schema.version}",
+                    found=f"format {found}, made by an older version",
+                    hint="surefoot recover brings it up to date",
+                )
 
     def become(self, uuid: str, epoch: str) -> None:
         """A new identity; what was not checkpointed is not carried out any more: files stay as they are."""
@@ -61,6 +80,10 @@ class Log(Database):
             {"upto": upto},
         )
 
+    def blocked_rows(self) -> list[Row]:
+        """(sequence, id, label, cause) of the same."""
+        return self.query(f"SELECT seq, txid, label, cause FROM txn WHERE status = {BLOCKED} ORDER BY seq")  # noqa: S608 - a constant
+
     def count_ops(self, after: int) -> tuple[int, int]:
         """(paths, bytes of new contents) of the transactions after a sequence number."""
         row = self.query("SELECT count(*), coalesce(sum(new_size), 0) FROM file_op WHERE seq > ?", (after,))[
@@ -85,6 +108,36 @@ class Log(Database):
             (txid, idx, VOID),
         )
         return (rows[0][0], row_op(rows[0])) if rows else None
+
+    # --- history ---
+
+    def transactions(self, condition: str, values: Mapping[str, Any]) -> list[Row]:
+        """(sequence, id, label, owner, who, when, old contents let go) of transactions, oldest first."""
+        return self.query(
+            "SELECT seq, txid, label, owner, actor, at, pruned FROM txn"  # noqa: S608 - the callers' constants
+            f" WHERE status <> {VOID} AND {condition} ORDER BY seq",
+            values,
+        )
+
+    def changes(self, seqs: Sequence[int]) -> list[tuple[int, list[Op]]]:
+        """The changes of some transactions."""
+        return self._ops("seq IN (SELECT value FROM json_each(?))", (json.dumps(list(seqs)),))
+
+    def version_at(self, path: str, seq: int) -> Op | None:
+        """The last change of a path up to a transaction, None where there was none."""
+        found = self._ops(
+            "path = ?1 AND seq = (SELECT max(seq) FROM file_op WHERE path = ?1 AND seq <= ?2)",
+            (os.fsencode(path), seq),
+        )
+        return found[-1][1][-1] if found else None
+
+    def damage(self) -> list[str]:
+        """What SQLite finds wrong with the database; nothing where it is sound."""
+        return [text for (text,) in self.query("PRAGMA quick_check(10)") if text != "ok"]
+
+    def newest_changes(self) -> list[tuple[int, list[Op]]]:
+        """The last change of every path that was ever changed."""
+        return self._ops("(path, seq) IN (SELECT path, max(seq) FROM file_op GROUP BY path)", ())
 
     def _ops(self, condition: str, values: Mapping[str, Any] | Sequence[Any]) -> list[tuple[int, list[Op]]]:
         rows = self.query(

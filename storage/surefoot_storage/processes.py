@@ -13,6 +13,17 @@ def boot_id() -> str:
         return file.read().strip()
 
 
+def user() -> str:
+    """user@host, as people know them."""
+    import pwd
+
+    try:
+        name = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container's user without an entry
+        name = str(os.geteuid())
+    return f"{name}@{os.uname().nodename}"
+
+
 def start_time(pid: int) -> int | None:
     """Clock ticks from boot to the process's start; None where there is no such process."""
     try:

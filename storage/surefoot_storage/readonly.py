@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 from . import fsops, opening
-from .database import Database
+from .checkup import Checkup
 from .fsops import FsOps
+from .history import History
 from .layout import DATABASE
+from .log import Log
 from .paths import CONTROL_DIR
 from .records import Row
 from .schema import STORAGE, Schema
@@ -20,7 +23,7 @@ class ReadOnlyWorkspace:
     """The rows of a workspace, also while another process has it open, and on a read-only disk.
 
     Raises:
-        WorkspaceUnusable: there is no workspace, it is another user's, or a newer version made it.
+        WorkspaceUnusable: there is no workspace, it is another user's, or another version made it.
     """
 
     def __init__(
@@ -28,18 +31,20 @@ class ReadOnlyWorkspace:
     ) -> None:
         self.root = os.path.abspath(os.fspath(root))
         seam = fs or FsOps()
-        root_fd = opening.open_root(seam, self.root)
-        try:
+        with contextlib.ExitStack() as undo:
+            top = opening.open_root(seam, self.root)
+            undo.callback(seam.close, top)
             with opening.explained(self.root):
-                self._check(seam, root_fd)
-        finally:
-            seam.close(root_fd)
-        self._database = Database(os.path.join(self.root, CONTROL_DIR, DATABASE), read_only=True)
-        try:
-            self._database.refuse_newer([STORAGE, *schemas])
-        except BaseException:
-            self._database.close()
-            raise
+                self._check(seam, top)
+            self._log = Log(os.path.join(self.root, CONTROL_DIR, DATABASE), read_only=True)
+            undo.callback(self._log.close)
+            self._log.refuse_newer([STORAGE, *schemas])
+            self._log.refuse_older(schemas)
+            self.history = History(seam, top, lambda: contextlib.nullcontext(self._log))
+            """What was committed here."""
+            self.checkup = Checkup(seam, self.root, top, self._log, self.history)
+            """What is wrong here."""
+            self._close = undo.pop_all().close
 
     def _check(self, fs: FsOps, root: int) -> None:
         found = fs.lstat(root, CONTROL_DIR)
@@ -53,11 +58,11 @@ class ReadOnlyWorkspace:
 
     def query(self, sql: str, values: Mapping[str, Any] | Sequence[Any] = ()) -> list[Row]:
         """Rows of a SELECT."""
-        return self._database.query(sql, values)
+        return self._log.query(sql, values)
 
     def close(self) -> None:
-        """Gives the database back."""
-        self._database.close()
+        """Gives everything back."""
+        self._close()
 
     def __enter__(self) -> Self:
         return self

@@ -30,6 +30,7 @@ class Member:
     label: str = ""
     owner: str = ""
     level: str = "full"
+    actor: str = ""
     ops: Sequence[Op] = ()
     blobs: Mapping[bytes, tuple[int, bytes | None]] = field(default_factory=dict)
 

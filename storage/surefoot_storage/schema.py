@@ -85,5 +85,9 @@ STORAGE = Schema(
         ALTER TABLE foreign_edit ADD COLUMN resolved_at REAL;
         ALTER TABLE foreign_edit ADD COLUMN resolution TEXT NOT NULL DEFAULT '';
         """,
+        # 3: history tells who
+        """
+        ALTER TABLE txn ADD COLUMN actor TEXT NOT NULL DEFAULT '';  -- who asked for it, user@host by default
+        """,
     ),
 )

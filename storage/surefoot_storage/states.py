@@ -39,7 +39,7 @@ class File:
         return f"a file of {self.size} bytes (sha256 {self.digest.hex()[:12]}, mode {self.mode:o})"
 
 
-State: TypeAlias = "Absent | Directory | File"
+State: TypeAlias = Absent | Directory | File
 ABSENT = Absent()
 
 

@@ -158,6 +158,12 @@ class Store:
             return self.reader.query_with_head(sql, values)
 
     @contextlib.contextmanager
+    def looking(self) -> Iterator[Log]:
+        """The connection that only reads, for short questions."""
+        with self._reading:
+            yield self.reader
+
+    @contextlib.contextmanager
     def reading(self) -> Iterator[Log]:
         """A connection of its own for long questions: nobody waits for them."""
         reader = Log(self.database.path, read_only=True)

@@ -40,11 +40,13 @@ class FileTransaction(View):
         *,
         label: str = "",
         owner: str = "",
+        actor: str = "",
         drop: Callable[[str, Spool], None] = lambda _path, _spool: None,
     ) -> None:
         super().__init__(tree, txid)
         self.label = label
         self.owner = owner
+        self.actor = actor
         self.statements: list[Statement] = []
         self._streams: dict[str, Stream] = {}
         self._streamed = 0

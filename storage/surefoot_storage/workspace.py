@@ -11,7 +11,7 @@ from io import BufferedReader, BufferedWriter
 from types import TracebackType
 from typing import Any, Self
 
-from . import opening
+from . import opening, processes
 from .background import IDLE_S, Background
 from .ballast import is_full
 from .errors import (
@@ -23,6 +23,7 @@ from .events import Events, Observer
 from .facts import Facts
 from .fsops import FsOps
 from .hardening import WINDOW_S, Durability
+from .history import Change
 from .layout import DAMAGED
 from .locking import WAIT_S
 from .machinery import Machinery, Recovered
@@ -32,6 +33,7 @@ from .queueing import Commit, CommitQueue, Request, gone
 from .recipes import RecipeName
 from .records import Row
 from .retention import Retention
+from .reverting import WentBack, go_back
 from .schema import STORAGE, Schema
 from .spooling import open_reader, open_writer
 from .store import Store, poisoned
@@ -87,8 +89,7 @@ class Workspace(Facts):
         self.root = os.path.abspath(os.fspath(root))
         self.fs = fs or FsOps()
         self.durability: Durability = durability
-        self._clock = clock
-        self._new_id = new_id
+        self._clock, self._new_id, self._user = clock, new_id, processes.user()
         self._dead = ""
         self._closed = False
         self._events = Events(observer)
@@ -162,15 +163,16 @@ class Workspace(Facts):
 
     # --- transactions ---
 
-    def begin(self, *, label: str = "", owner: str = "") -> FileTransaction:
+    def begin(self, *, label: str = "", owner: str = "", actor: str = "") -> FileTransaction:
         """A new transaction; nothing happens until it is committed.
 
-        `label` is for people; `owner` says whose history it belongs to.
+        `label` is for people; `owner` says whose history it belongs to, `actor` who asked for it.
         """
         self._check_alive()
         return FileTransaction(
-            self._parts.tree, self._new_id(), label=label, owner=owner, drop=self._drop_spool
-        )
+            self._parts.tree, self._new_id(), label=label, owner=owner,
+            actor=actor or self._user, drop=self._drop_spool,
+        )  # fmt: skip
 
     def create(self, tx: FileTransaction, path: str, *, mode: int | None = None) -> BufferedWriter:
         """A stream into a path of the transaction, for contents that do not fit into memory.
@@ -187,6 +189,14 @@ class Workspace(Facts):
             UnreadableFile, PathRefused: as a read would.
         """
         return open_reader(self.fs, tx, path)
+
+    def go_back(self, tx: FileTransaction, changes: Sequence[Change], *, force: bool = False) -> WentBack:
+        """Makes the transaction undo these changes; `history` knows which there are.
+
+        Raises:
+            UndoRefused: files were changed since (unless `force`), or old contents are gone.
+        """
+        return go_back(tx, self.history, changes, lambda p, m: self.create(tx, p, mode=m), force=force)
 
     def _drop_spool(self, path: str, spool: Spool) -> None:
         with contextlib.suppress(OSError, SurefootError), self._parts.tree.parents() as parents:
@@ -293,14 +303,6 @@ class Workspace(Facts):
             return rows
         with self._section():  # whoever is committing has finished by now, or died and is helped
             return self._store.query(sql, values)[0]
-
-    def read_blob(self, digest: bytes) -> bytes:
-        """A kept content by sha256."""
-        self._check_alive()
-        rows, _ = self._store.query("SELECT data FROM blob WHERE digest = ?", (digest,))
-        if rows and rows[0][0] is not None:
-            return bytes(rows[0][0])
-        return self._store.layout.read_blob(digest)
 
     @property
     def unapplied(self) -> tuple[tuple[str, str], ...]:

@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from surefoot import rows
-from surefoot.model import Run
+from surefoot.model import Run, RunState
+from surefoot.schema import SCHEMA
 from surefoot_storage import ReadOnlyWorkspace
 
 from .main import cli, shared_options
-from .output import emit, moment
+from .output import PAUSED_HINT, emit, moment
 
 
 @cli.command()
@@ -20,7 +21,7 @@ from .output import emit, moment
 @shared_options
 def status(run_id: str, *, workspace: str, as_json: bool) -> int:
     """Show where a run stands."""
-    with ReadOnlyWorkspace(workspace, schemas=[rows.SCHEMA]) as opened:
+    with ReadOnlyWorkspace(workspace, schemas=[SCHEMA]) as opened:
         run = rows.get_run(opened, run_id)
         blocked = rows.blocked_transactions(opened)
         pending = rows.count_effects(opened, "pending", run_id)
@@ -52,6 +53,8 @@ def _status_text(run: Run, facts: dict[str, Any]) -> str:
         )
         if run.failure.hint:
             lines.append(f"hint: {run.failure.hint}")
+    if run.state is RunState.PAUSED:
+        lines.append(PAUSED_HINT)
     lines += [f"not in place yet: {entry['cause']}" for entry in facts["unapplied_transactions"]]
     return "\n".join(lines)
 
@@ -60,7 +63,7 @@ def _status_text(run: Run, facts: dict[str, Any]) -> str:
 @shared_options
 def list_runs(*, workspace: str, as_json: bool) -> int:
     """Show all runs, the latest change first."""
-    with ReadOnlyWorkspace(workspace, schemas=[rows.SCHEMA]) as opened:
+    with ReadOnlyWorkspace(workspace, schemas=[SCHEMA]) as opened:
         runs = rows.list_runs(opened)
     facts = [
         {
@@ -88,7 +91,7 @@ def list_runs(*, workspace: str, as_json: bool) -> int:
 @shared_options
 def log(run_id: str | None, *, with_traceback: bool, workspace: str, as_json: bool) -> int:
     """Show the history of one run, or of all: every status change, and the files it changed."""
-    with ReadOnlyWorkspace(workspace, schemas=[rows.SCHEMA]) as opened:
+    with ReadOnlyWorkspace(workspace, schemas=[SCHEMA]) as opened:
         if run_id is not None:
             rows.get_run(opened, run_id)
         entries = rows.audit_log(opened, run_id)
@@ -108,6 +111,7 @@ def _entry_text(entry: dict[str, Any], *, with_traceback: bool) -> str:
     what = entry["event"] + (f" {entry['step']}" if entry["step"] else "")
     head = f"{moment(entry['at'])}  {entry['run_id']}  {what} -> {entry['status']['state']}"
     lines = [f"{head}  {entry['txid'] or ''}".rstrip()]
+    lines += [f"    undoes {txid}" for txid in entry["undoes"]]
     lines += [f"    {line}" for line in entry["files"]]
     for edit in entry["foreign_edits"]:
         kept = f".surefoot/conflicts/{edit['kept_as']}" if edit["kept_as"] else "in its place"

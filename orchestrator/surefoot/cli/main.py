@@ -17,10 +17,11 @@ from surefoot.declare import Workflow
 from surefoot.engine import Engine
 from surefoot.errors import InputRefused, RunRefused
 from surefoot.loader import load_workflow
-from surefoot.model import RunResult, TransitionResult
+from surefoot.model import RunResult, RunState, TransitionResult
+from surefoot.schema import SCHEMA
 from surefoot_storage import SurefootError, TransactionClosed, Workspace
 
-from .output import emit, emit_error, is_terminal, run_code, transition_code, transition_line
+from .output import PAUSED_HINT, emit, emit_error, is_terminal, run_code, transition_code, transition_line
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -135,7 +136,7 @@ def cancel(run_id: str, reference: str | None, *, workspace: str, as_json: bool)
 @shared_options
 def recover(*, resume: bool, workspace: str, as_json: bool) -> int:
     """Finish what a crash left undone in the files, and say which runs are unfinished."""
-    with Workspace(workspace, schemas=[rows.SCHEMA]) as opened:
+    with Workspace(workspace, schemas=[SCHEMA]) as opened:
         recovered, left = opened.recovered, opened.settle()
         unfinished = [run for run in rows.list_runs(opened) if not run.state.is_over]
     facts: dict[str, Any] = {
@@ -176,7 +177,7 @@ def _engine_for(
 ) -> Engine:
     """An engine that knows the run's workflow, from where the run says that it was started."""
     if reference is None:
-        with Workspace(workspace, schemas=[rows.SCHEMA]) as opened:
+        with Workspace(workspace, schemas=[SCHEMA]) as opened:
             known = rows.get_run(opened, run_id)
         if not known.source:
             raise RunRefused(
@@ -228,6 +229,8 @@ def _run_text(result: RunResult) -> str:
         lines.append(
             f"hint: surefoot log {result.run_id} tells more; surefoot advance {result.run_id} tries again"
         )
+    if result.state is RunState.PAUSED:
+        lines.append(PAUSED_HINT)
     if result.undelivered:
         lines.append(f"{result.undelivered} effect(s) not delivered yet")
     return "\n".join(lines)
@@ -253,9 +256,9 @@ def _progress(*, as_json: bool) -> Iterator[Callable[[TransitionResult], None]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command and exits with its code."""
-    from . import inspecting, upkeep  # they register their commands
+    from . import history, inspecting, oncall, upkeep  # they register their commands
 
-    del inspecting, upkeep
+    del history, inspecting, oncall, upkeep
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
     try:

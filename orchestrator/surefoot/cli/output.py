@@ -64,6 +64,9 @@ def transition_code(result: TransitionResult) -> int:
     return codes.get(result.outcome, EXIT_FAILED)
 
 
+PAUSED_HINT = "hint: a transition was undone; surefoot advance does the step again"
+
+
 def run_code(result: RunResult) -> int:
     """The exit code of a whole run."""
     if result.state is RunState.COMPLETED:
@@ -71,7 +74,8 @@ def run_code(result: RunResult) -> int:
         return EXIT_COMMIT if last is not None and last.outcome == "unapplied" else 0
     if result.transitions and not result.transitions[-1].ok:
         return transition_code(result.transitions[-1])
-    return EXIT_UNFINISHED if result.state.is_due else EXIT_FAILED
+    waits = result.state.is_due or result.state is RunState.PAUSED
+    return EXIT_UNFINISHED if waits else EXIT_FAILED
 
 
 def is_terminal() -> bool:

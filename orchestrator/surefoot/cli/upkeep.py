@@ -8,6 +8,7 @@ from typing import Any, Literal
 import click
 
 from surefoot import rows
+from surefoot.schema import SCHEMA
 from surefoot_storage import ForeignEdit, Retention, Workspace, restore
 
 from .main import cli, shared_options
@@ -17,7 +18,7 @@ _DEFAULTS = Retention()
 
 
 def _open(workspace: str, *, adopt: bool = False) -> Workspace:
-    return Workspace(workspace, schemas=[rows.SCHEMA], adopt=adopt)
+    return Workspace(workspace, schemas=[SCHEMA], adopt=adopt)
 
 
 @cli.command()
