@@ -36,6 +36,40 @@ def version_2(root, monkeypatch):
     return root
 
 
+@pytest.fixture
+def version_3(root, monkeypatch):
+    """A transition that was undone, done again, and killed between two files; then a reboot."""
+    monkeypatch.setattr(processes, "boot_id", lambda: "another boot")
+    with tarfile.open(FIXTURES / "v3_killed.tar.gz") as tar:
+        tar.extractall(root, filter="data")
+    restamp(root)
+    return root
+
+
+def test_a_workspace_of_the_third_version_is_recovered_undone_and_previewed(version_3):
+    root, flow = version_3, flow_of_version_1()
+    assert (root / "demos/half/big.bin").read_bytes() == b"old big " * 50000
+    with Engine(root, [flow], resume=False) as engine:
+        assert (root / "demos/half/a.txt").read_bytes() == b"second a\n"
+        assert (root / "demos/half/big.bin").read_bytes() == b"new big " * 50000
+        assert list((root / ".surefoot/stage").iterdir()) == []
+        assert engine.upkeep.conflicts() == []
+        events = [entry.label for entry in engine.history.of("half")]
+        assert events == [
+            "half/start",
+            "half/outline",
+            "half/change",
+            "half/undo",
+            "half/retried",
+            "half/change",
+        ]
+        assert engine.commit(engine.preview("half").wait().digest).wait().ok
+        assert (root / "demos/half/a.txt").read_bytes() == b"third a\n"
+        engine.revert(engine.history.of("half")[1].txid).wait()
+        assert (root / "demos/half/a.txt").read_bytes() == b"first a\n"
+        assert (root / "demos/half/big.bin").read_bytes() == b"old big " * 50000
+
+
 def test_a_workspace_of_the_second_version_is_recovered_and_its_transitions_can_be_undone(version_2):
     root = version_2
     with Engine(root, resume=False) as engine:  # which knows no workflow: nobody sends anything meanwhile

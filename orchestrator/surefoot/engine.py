@@ -37,6 +37,7 @@ from .model import Run, RunResult, TransitionResult
 from .opened import OpenEngine, Settings
 from .pending import Pending
 from .preview import Preview
+from .previewing import Previews
 from .schema import SCHEMA
 from .undo import Request, Undoing, Undone
 
@@ -65,8 +66,7 @@ class Engine:
         durability: `full`, `batched` or `none`: what an acknowledged transition survives.
         retention: how long old versions are kept.
         lock_wait_s: how long a commit waits for another process before it says whom it waited for.
-        clock, random, new_id, fs, recipe: for tests: time, chance in [0, 1), unique names, the seam
-            to the disk, and a filesystem recipe instead of the one found by probing.
+        clock, random, new_id, fs, recipe: for tests: time, chance in [0, 1), names, the seam, a recipe.
 
     Raises:
         WorkspaceUnusable, WorkspaceBusy: from entering it; nothing was changed.
@@ -306,12 +306,22 @@ class Engine:
         return self._pending("cancel", lambda: self._the_open.cancel(run_id))
 
     def preview(self, run_id: str) -> Pending[Preview]:
-        """Runs the due step's body and shows what it would change. Nothing is changed, no effect is sent.
+        """Runs the due step's body, shows what it would change, and keeps that for `commit`. Sends nothing.
 
         Raises:
-            UnknownRun, RunRefused: as `advance`; and whatever the body raises.
+            UnknownRun, RunRefused: as `advance`; TransitionFailed: the body raised.
         """
-        return self._pending("preview", lambda: self._the_open.preview(run_id))
+        return self._pending(
+            "preview", lambda: Previews(self._the_open, self._settings.clock).preview(run_id)
+        )
+
+    def commit(self, digest: str) -> Pending[TransitionResult]:
+        """Commits a preview by its digest, or the beginning of it: what was seen; no step runs again.
+
+        Raises:
+            InputError, RunRefused, Conflict: none is kept, or its run or its files are not what they were.
+        """
+        return self._pending("commit", lambda: Previews(self._the_open, self._settings.clock).commit(digest))
 
     def undo(
         self, txid: str, *, force: bool = False, paths: Sequence[str] = (), dry_run: bool = False

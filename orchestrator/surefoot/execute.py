@@ -81,8 +81,8 @@ class Executor:
         self._tasks = tasks
         self._bodies = CapacityLimiter(threads_max)
         self._abandoned: set[str] = set()
-        self._locks = Locks(workspace, random)
-        self._commits: Pump[Callable[[], FileTransaction], Commit] = Pump(
+        self.locks = Locks(workspace, random)
+        self.commits: Pump[Callable[[], FileTransaction], Commit] = Pump(
             tasks, self._commit_all, expected=lambda: self._active, patience_s=lambda: workspace.flush_s
         )
         self._active = 0  # transitions between their beginning and their commit
@@ -113,7 +113,7 @@ class Executor:
             )
             return await self._fail(run, None, error)
         try:
-            async with self._locks.holding(step.locks):
+            async with self.locks.holding(step.locks):
                 return await self._until_no_conflict(run, workflow, step)
         except LockNotTaken as error:
             return await self._fail(run, step, error)
@@ -168,8 +168,8 @@ class Executor:
         returned = await self.prepare(run, workflow, step, tx, given, record=record)
         next_step = step.resolve(returned)
         after = machine.stepped(run, next_step, self._clock.now())
-        commit = await self._commits.run(lambda: self._prepare_commit(run, after, step, tx))
-        return Moved(after, self._report(run, after, step, commit))
+        commit = await self.commits.run(lambda: self.prepare_commit(run, after, step, tx._files))  # noqa: SLF001 - the engine's half of the class
+        return Moved(after, self.report(run, after, step, commit))
 
     # --- phases 1 and 2: read, prepare ---
 
@@ -230,9 +230,10 @@ class Executor:
 
     # --- phase 3: commit ---
 
-    def _prepare_commit(self, run: Run, after: Run, step: Step[..., Any], tx: Transaction) -> FileTransaction:
+    def prepare_commit(
+        self, run: Run, after: Run, step: Step[..., Any], files: FileTransaction
+    ) -> FileTransaction:
         """Files, status, history, effects and the next trigger, through one commit point."""
-        files = tx._files  # noqa: SLF001 - the engine's half of the class
         statements = [
             rows.update_run(after),
             rows.append_audit(after, "step", step=step.name, committed=True),
@@ -287,12 +288,12 @@ class Executor:
         """A commit that needs no step's body: a conflict with somebody else is simply tried again."""
         for rerun in range(CONFLICT_RERUNS_MAX):
             try:
-                return await self._commits.run(work)
+                return await self.commits.run(work)
             except Conflict:
                 await anyio.sleep(_CONFLICT_WAIT_S * (rerun + 1) * (0.5 + self._random()))
-        return await self._commits.run(work)
+        return await self.commits.run(work)
 
-    def _report(self, run: Run, after: Run, step: Step[..., Any], commit: Commit) -> TransitionResult:
+    def report(self, run: Run, after: Run, step: Step[..., Any], commit: Commit) -> TransitionResult:
         outcome: Outcome = "committed" if commit.applied else "unapplied"
         log = logger(run=run.id, step=step.name, txid=commit.txid)
         log.info("transition.committed", files=len(commit.ops), next=after.step, outcome=outcome)

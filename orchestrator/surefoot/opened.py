@@ -28,13 +28,11 @@ from . import machine, rows
 from .clock import Clock
 from .declare import Workflow, checked_run_id
 from .driving import Driver, same_run
-from .errors import DeclarationError, RunRefused, TransitionFailed
+from .errors import DeclarationError, RunRefused
 from .execute import Executor, Moved
-from .failures import describe
 from .log import logger
 from .model import Failure, Run, RunResult, RunState, TransitionResult
 from .outbox import Outbox
-from .preview import Preview, changes_of
 
 ELSEWHERE_PAUSE_S = 0.5  # between looks at a run that another process moves on
 
@@ -83,7 +81,7 @@ class OpenEngine:
     async def get(self, run_id: str) -> Run:
         return await to_thread.run_sync(rows.get_run, self.workspace, run_id)
 
-    def _lock(self, run_id: str) -> anyio.Lock:
+    def lock(self, run_id: str) -> anyio.Lock:
         return self._locks.setdefault(run_id, anyio.Lock())
 
     # --- after a crash ---
@@ -149,7 +147,7 @@ class OpenEngine:
             source=source,
             at=self._clock.now(),
         )
-        async with self._lock(run_id):
+        async with self.lock(run_id):
             there = await to_thread.run_sync(rows.find_run, self.workspace, run_id)
             if there is not None:
                 return same_run(there, new, on_exists)
@@ -217,12 +215,12 @@ class OpenEngine:
         results: list[TransitionResult] = []
         with driver.scope:
             while (run := await self._due_here(run)).state.is_due:
-                async with self._lock(run_id):
+                async with self.lock(run_id):
                     moved = await self._move(await self._fresh(run))
                 run = moved.run
                 results.append(moved.result)
                 self._settings.on_transition(moved.result)
-                self._notify(moved.result)
+                self.notify(moved.result)
                 if moved.result.outcome == "blocked":
                     break
         if driver.scope.cancelled_caught:
@@ -267,9 +265,9 @@ class OpenEngine:
         if not run.state.is_due:
             result = TransitionResult(run.id, run.workflow, run.step or "", "cancelled", run.state, 0)
             return Moved(run, result)
-        return await self.executor.transition(run, self._workflow_of(run))
+        return await self.executor.transition(run, self.workflow_of(run))
 
-    def _workflow_of(self, run: Run) -> Workflow:
+    def workflow_of(self, run: Run) -> Workflow:
         workflow = self._workflows.get(run.workflow)
         if workflow is None:
             raise RunRefused(
@@ -300,7 +298,7 @@ class OpenEngine:
 
     async def make_due(self, run_id: str) -> Run:
         """A run in error or waiting is due now."""
-        async with self._lock(run_id):
+        async with self.lock(run_id):
             return await self._make_due(await self.get(run_id))
 
     async def _make_due(self, run: Run) -> Run:
@@ -314,7 +312,7 @@ class OpenEngine:
                 found=f"{self.workspace.describe_worker(run.owner)}, which is",
                 hint="wait for it to end, or cancel the run: surefoot cancel",
             )
-        self._workflow_of(run)
+        self.workflow_of(run)
         if run.state is RunState.RUNNING:
             return run
         after = machine.retried(run, self._clock.now())
@@ -322,17 +320,17 @@ class OpenEngine:
         return after
 
     async def advance(self, run_id: str) -> TransitionResult:
-        async with self._lock(run_id):
+        async with self.lock(run_id):
             try:
                 run = await self._make_due(await self.get(run_id))
             except (WorkspaceBlocked, WorkspaceBusy) as error:
                 return self.executor.blocked(await self.get(run_id), error)
-            moved = await self.executor.transition(run, self._workflow_of(run))
+            moved = await self.executor.transition(run, self.workflow_of(run))
             await self._release(run_id)
-        self._notify(moved.result)
+        self.notify(moved.result)
         return moved.result
 
-    def _notify(self, result: TransitionResult) -> None:
+    def notify(self, result: TransitionResult) -> None:
         """Wakes the outbox where the transition has put something into it."""
         workflow = self._workflows[result.workflow]
         if result.ok and workflow.steps[result.step].effects:
@@ -346,7 +344,7 @@ class OpenEngine:
         try:
             if driver is not None:
                 driver.scope.cancel()
-            async with self._lock(run_id):
+            async with self.lock(run_id):
                 yield
         finally:
             self.executor.cancel_requested.discard(run_id)
@@ -367,33 +365,3 @@ class OpenEngine:
             await self.executor.commit_status(run, after, "cancelled", [])
         logger(run=run_id).info("run.cancelled", step=run.step)
         return after
-
-    # --- looking ahead ---
-
-    async def preview(self, run_id: str) -> Preview:
-        run = await self.get(run_id)
-        if run.state.is_over or run.step is None:
-            raise RunRefused("preview", run_id, expected="a run with a step to do", found=run.state.value)
-        workflow = self._workflow_of(run)
-        if run.step not in workflow.steps:
-            raise RunRefused(
-                "preview", run_id, expected=f"step {run.step!r}", found="no such step in the workflow"
-            )
-        step = workflow.steps[run.step]
-        tx = self.executor.begin(run, workflow, step)
-        files = tx._files  # noqa: SLF001 - the engine's half of the class
-        given = workflow.parse_input(run.input)
-        try:
-            next_step = step.resolve(
-                await self.executor.prepare(run, workflow, step, tx, given, record=False)
-            )
-        except Exception as error:
-            failure = describe(error, step.name, run.failures + 1, self._clock.now())
-            raise TransitionFailed(
-                "preview", f"{run_id}/{step.name}", found=f"{failure.error}: {failure.message}",
-                hint=failure.hint, result=failure,
-            ) from error  # fmt: skip
-        after = machine.stepped(run, next_step, self._clock.now())
-        files.write_bytes(run.status_path, after.status.encode())
-        changes = await to_thread.run_sync(lambda: changes_of(files, self.workspace.plan(files)))
-        return Preview(run_id, step.name, next_step, changes, tuple(effect.name for effect in step.effects))

@@ -1,4 +1,4 @@
-"""What the next transition would do: the body runs, its changes are shown, nothing is committed."""
+"""What a transition would do: its changes, shown before they are made."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class Preview:
     next_step: str | None
     changes: tuple[FileChange, ...]
     effects: tuple[str, ...]  # would be told afterwards
+    digest: str = ""  # of all of it, contents included
+    not_kept: str = ""  # why it cannot be committed by its digest, where it cannot
 
     @property
     def diff(self) -> str:
@@ -34,6 +36,8 @@ class Preview:
             "next_step": self.next_step,
             "changes": [change.as_dict() for change in self.changes],
             "effects": list(self.effects),
+            "digest": self.digest,
+            "not_kept": self.not_kept,
         }
 
 

@@ -78,5 +78,12 @@ SCHEMA = Schema(
         """
         ALTER TABLE audit ADD COLUMN undoes TEXT NOT NULL DEFAULT '';  -- ids, separated by blanks
         """,
+        # 4: a preview is of no use any more once its run has moved
+        """
+        CREATE TRIGGER run_moved AFTER UPDATE OF revision ON run WHEN NEW.revision <> OLD.revision
+        BEGIN
+            DELETE FROM sealed WHERE owner = NEW.id;
+        END;
+        """,
     ),
 )

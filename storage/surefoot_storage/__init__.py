@@ -31,6 +31,7 @@ from .readonly import ReadOnlyWorkspace
 from .retention import Pruned, Retention
 from .reverting import WentBack
 from .schema import Schema
+from .sealing import Sealed
 from .states import Absent, Directory, File, Op
 from .transaction import FileTransaction
 from .upkeep import Forgotten, Upkeep, restore
@@ -67,6 +68,7 @@ __all__ = [
     "Recovered",
     "Retention",
     "Schema",
+    "Sealed",
     "StageFailed",
     "Statement",
     "SurefootError",

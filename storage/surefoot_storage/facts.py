@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 
+from .errors import SurefootError
 from .fsops import FsOps
 from .history import History
+from .machinery import Machinery
 from .named import NamedLock, holder_of, try_named_lock
 from .recipes import Recipe
+from .sealing import Sealing
 from .store import Store
+from .wants import Spool, Statement
 
 
 class Facts(ABC):
@@ -16,10 +22,32 @@ class Facts(ABC):
 
     fs: FsOps
     _store: Store
+    _parts: Machinery
+    _user: str
+    _clock: Callable[[], float]
 
     @abstractmethod
     def _check_alive(self) -> None:
         """Raises where the workspace is of no use any more."""
+
+    @abstractmethod
+    def write_rows(self, statements: Sequence[Statement], *, durable: bool = True) -> None:
+        """Rows without files."""
+
+    @property
+    def sealing(self) -> Sealing:
+        """Prepared transactions that are kept, to be committed exactly as they are."""
+        self._check_alive()
+        return Sealing(self._store.looking, self.write_rows, self._read_spool, self._user, self._clock)
+
+    def _read_spool(self, path: str, spool: Spool) -> bytes:
+        with self._parts.tree.parents() as parents:
+            area = self._parts.areas.of(parents.mount(path))
+        return self.fs.read(area.stage, spool.name)[0]
+
+    def _drop_spool(self, path: str, spool: Spool) -> None:
+        with contextlib.suppress(OSError, SurefootError), self._parts.tree.parents() as parents:
+            self.fs.unlink(self._parts.areas.of(parents.mount(path)).stage, spool.name)
 
     @property
     def history(self) -> History:

@@ -285,6 +285,7 @@ class Log(Database):
     def forget(self, path: str, digests: Iterable[bytes]) -> None:
         """No content of the path is kept any more; that it was changed stays on record."""
         statements = [Statement("DELETE FROM blob WHERE digest = :d", {"d": digest}) for digest in digests]
+        statements.append(Statement("DELETE FROM sealed"))  # previews can be made again
         statements.append(
             Statement(
                 "UPDATE txn SET pruned = 1 WHERE seq IN (SELECT seq FROM file_op WHERE path = :path)",

@@ -17,6 +17,7 @@ from .log import Log
 from .paths import CONTROL_DIR
 from .records import Row
 from .schema import STORAGE, Schema
+from .sealing import Sealed, find_sealed
 
 
 class ReadOnlyWorkspace:
@@ -59,6 +60,14 @@ class ReadOnlyWorkspace:
     def query(self, sql: str, values: Mapping[str, Any] | Sequence[Any] = ()) -> list[Row]:
         """Rows of a SELECT."""
         return self._log.query(sql, values)
+
+    def sealed(self, digest: str) -> Sealed:
+        """A prepared transaction that is kept.
+
+        Raises:
+            InputError: there is none of that digest.
+        """
+        return find_sealed(self._log, digest)
 
     def close(self) -> None:
         """Gives everything back."""

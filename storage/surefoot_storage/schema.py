@@ -89,5 +89,17 @@ STORAGE = Schema(
         """
         ALTER TABLE txn ADD COLUMN actor TEXT NOT NULL DEFAULT '';  -- who asked for it, user@host by default
         """,
+        # 4: prepared transactions that can be committed later, exactly as they were shown
+        """
+        CREATE TABLE sealed (
+            digest TEXT PRIMARY KEY,       -- sha256 of `document`, which names the contents by theirs
+            owner TEXT NOT NULL,
+            made_at REAL NOT NULL,
+            actor TEXT NOT NULL,
+            document TEXT NOT NULL,
+            contents BLOB NOT NULL         -- the new contents, one after the other
+        );
+        CREATE INDEX sealed_owner ON sealed (owner);
+        """,
     ),
 )

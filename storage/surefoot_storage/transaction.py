@@ -7,7 +7,7 @@ that was read is kept with its stamp, so that the commit can tell whether somebo
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -286,6 +286,13 @@ class FileTransaction(View):
             if isinstance(want, Gone):
                 self.mkdir(above)
         return name
+
+    def adopt(self, wants: Mapping[str, Want], swaps: Collection[str]) -> None:
+        """What another transaction wanted, after the same things were looked at."""
+        for path, want in wants.items():
+            self._want(path, want)
+            self._replaces_files = self._replaces_files or (isinstance(want, MakeDir) and want.over)
+        self._swaps.update(swaps)
 
     def rows(self, sql: str, *, expect: int | None = None, **values: Any) -> None:
         """A change of rows in the same commit; `expect` is how many rows it must change."""

@@ -239,7 +239,11 @@ class View:
 
     def listing(self, directory: str) -> tuple[str, ...]:
         """The names in a directory, for the commit of a sealed transaction: checked again by it."""
-        return self._names_on_disk(directory) or ()
+        return self.listing_of(directory) or ()
+
+    def listing_of(self, directory: str) -> tuple[str, ...] | None:
+        """The same; None where there is no such directory."""
+        return self._names_on_disk(directory)
 
     def may_be_made_by_others(self, path: str) -> bool:
         """Whether a directory that appears here meanwhile is as good as our own: nobody had looked."""

@@ -39,7 +39,7 @@ from .spooling import open_reader, open_writer
 from .store import Store, poisoned
 from .transaction import FileTransaction
 from .upkeep import Upkeep
-from .wants import Spool, Statement
+from .wants import Statement
 
 DEFAULT_POLICY = Policy()
 DEFAULT_RETENTION = Retention()
@@ -197,10 +197,6 @@ class Workspace(Facts):
             UndoRefused: files were changed since (unless `force`), or old contents are gone.
         """
         return go_back(tx, self.history, changes, lambda p, m: self.create(tx, p, mode=m), force=force)
-
-    def _drop_spool(self, path: str, spool: Spool) -> None:
-        with contextlib.suppress(OSError, SurefootError), self._parts.tree.parents() as parents:
-            self.fs.unlink(self._parts.areas.of(parents.mount(path)).stage, spool.name)
 
     def plan(self, tx: FileTransaction) -> Plan:
         """What a commit would do on disk, refused where the commit would refuse it. Changes nothing.

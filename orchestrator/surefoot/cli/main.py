@@ -19,7 +19,7 @@ from surefoot.errors import InputRefused, RunRefused
 from surefoot.loader import load_workflow
 from surefoot.model import RunResult, RunState, TransitionResult
 from surefoot.schema import SCHEMA
-from surefoot_storage import SurefootError, TransactionClosed, Workspace
+from surefoot_storage import ReadOnlyWorkspace, SurefootError, TransactionClosed, Workspace
 
 from .output import PAUSED_HINT, emit, emit_error, is_terminal, run_code, transition_code, transition_line
 
@@ -109,13 +109,28 @@ def advance(run_id: str, reference: str | None, *, to_the_end: bool, workspace: 
 @click.option("--from", "reference", metavar="FILE.py:WORKFLOW", help="Where the workflow is now.")
 @shared_options
 def preview(run_id: str, reference: str | None, *, workspace: str, as_json: bool) -> int:
-    """Show the exact diff of a run's next transition; change nothing, send nothing."""
+    """Show the exact diff of a run's next transition; change no file, send nothing."""
     with _engine_for(workspace, run_id, reference) as engine:
         shown = engine.preview(run_id).wait()
     effects = "".join(f"would then tell: {name}\n" for name in shown.effects)
-    text = f"{shown.diff}{effects}step {shown.step}, then {shown.next_step or 'end'}; nothing was changed"
+    text = f"{shown.diff}{effects}step {shown.step}, then {shown.next_step or 'end'}; nothing was changed\n"
+    text += shown.not_kept or f"to do exactly this: surefoot commit {shown.digest[:16]}"
     emit(shown.as_dict(), text, as_json=as_json)
     return 0
+
+
+@cli.command()
+@click.argument("digest", metavar="DIGEST")
+@click.option("--from", "reference", metavar="FILE.py:WORKFLOW", help="Where the workflow is now.")
+@shared_options
+def commit(digest: str, reference: str | None, *, workspace: str, as_json: bool) -> int:
+    """Commit a preview by its digest: what was shown, byte for byte; no step runs again."""
+    with ReadOnlyWorkspace(workspace, schemas=[SCHEMA]) as opened:
+        run_id = opened.sealed(digest).owner
+    with _progress(as_json=as_json) as show, _engine_for(workspace, run_id, reference, show) as engine:
+        result = engine.commit(digest).wait()
+    emit(result.as_dict(), transition_line(result), as_json=as_json)
+    return transition_code(result)
 
 
 @cli.command()
