@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
+import stat
 import threading
 
 import apsw
@@ -14,10 +16,12 @@ from surefoot_storage import (
     CommitFailed,
     CommitOutcomeUnknown,
     Conflict,
+    Policy,
     StageFailed,
     Statement,
     Workspace,
     WorkspaceBlocked,
+    WorkspaceBusy,
     WorkspacePoisoned,
 )
 
@@ -125,6 +129,33 @@ def test_a_writer_that_holds_the_old_file_open_loses_nothing(root, recipe):
         workspace.checkpoint()
     assert (root / "a").read_bytes() == b"ours"
     assert list(conflicts(root).values()) == [b"old and a late line"]
+
+
+@pytest.mark.parametrize("how", ["open", "mapped", "in a directory"])
+def test_what_somebody_writes_after_the_checkpoint_to_a_file_that_was_replaced_is_kept(root, how):
+    (root / "d").mkdir()
+    (root / "d/a").write_bytes(b"old")
+    with Workspace(root, idle_s=3600) as workspace:
+        with open(root / "d/a", "r+b") as editor:
+            page = mmap.mmap(editor.fileno(), 3) if how == "mapped" else None
+            if page is not None:
+                editor.close()
+            tx = workspace.begin()
+            if how == "in a directory":
+                tx.rmtree("d")
+            else:
+                tx.write_bytes("d/a", b"ours")
+            workspace.commit(tx)
+            workspace.checkpoint()
+            if page is not None:
+                page[:3] = b"the"
+                page.close()
+            else:
+                editor.write(b"the")
+        write(workspace, {"b": b"another"})
+        workspace.checkpoint()  # nobody writes to it any more
+        assert list(conflicts(root).values()) == [b"the"]
+        assert list((root / ".surefoot/stage").iterdir()) == []
 
 
 def test_a_new_file_in_a_directory_that_is_being_removed_stays(root):
@@ -372,3 +403,242 @@ def test_commits_go_on_past_every_limit_of_the_backlog(root):
     assert (root / "b").read_bytes() == b"599"
     assert os.listdir(root / ".surefoot/stage") == []
     assert (root / ".surefoot/surefoot.db-wal").stat().st_size < 24 << 20
+
+
+# --- what a filesystem says that is not so, and what changes between two looks ---
+
+
+@pytest.mark.parametrize("what", ["file", "directory", "tree"])
+def test_a_name_that_is_said_to_be_gone_is_looked_for(root, what):
+    (root / "x").write_bytes(b"old") if what == "file" else (root / "x").mkdir()
+    if what == "tree":
+        (root / "x/in").write_bytes(b"in")
+    fs = Hooked()
+    with Workspace(root, fs=fs, recipe="journal", idle_s=3600) as workspace:
+        tx = workspace.begin()
+        {"file": tx.delete, "directory": tx.rmdir, "tree": tx.rmtree}[what]("x")
+        fs.hook = Once("rmdir" if what == "directory" else "rename_new", fails(errno.ENOENT), word="x")
+        done = workspace.commit(tx)
+        assert done.applied  # the log has finished it
+        assert not (root / "x").exists()
+
+
+def test_a_directory_that_is_removed_before_the_check_is_a_conflict(root):
+    (root / "d").mkdir()
+    fs = Hooked()
+    with Workspace(root, fs=fs, idle_s=3600) as workspace:
+        tx = workspace.begin()
+        tx.write_bytes("d/a", b"ours")
+        fs.hook = Once(
+            "start_writeback" if workspace.recipe.name == "journal" else "create", (root / "d").rmdir
+        )
+        with pytest.raises(Conflict, match="it was removed"):
+            workspace.commit(tx)
+        assert list((root / ".surefoot/stage").iterdir()) == []
+
+
+@pytest.mark.parametrize("how", ["mode", "file"])
+def test_a_directory_that_is_not_what_it_was_is_a_conflict(root, how):
+    (root / "d").mkdir(mode=0o755)
+    with Workspace(root, idle_s=3600) as workspace:
+        tx = workspace.begin()
+        tx.chmod("d", 0o700)
+        tx.load("d")
+        if how == "mode":
+            (root / "d").chmod(0o711)
+        else:
+            (root / "d").rmdir()
+            (root / "d").write_bytes(b"a file now")
+        with pytest.raises(Conflict):
+            workspace.commit(tx)
+    assert (root / "d").stat().st_mode & 0o777 != 0o700
+
+
+def test_a_file_that_has_become_a_link_is_a_conflict(root):
+    (root / "a").write_bytes(b"old")
+    (root / "other").write_bytes(b"old")
+    fs = Hooked()
+    with Workspace(root, fs=fs, idle_s=3600, recipe="flush") as workspace:
+        tx = workspace.begin()
+        tx.read_bytes("a")
+        tx.write_bytes("b", b"from a")
+
+        def link():
+            (root / "a").unlink()
+            (root / "a").symlink_to("other")
+
+        fs.hook = Once("sync_data", link)
+        with pytest.raises(Conflict, match="a symlink"):
+            workspace.commit(tx)
+    assert not (root / "b").exists()
+
+
+def test_a_file_where_a_directory_is_being_made_stays_and_is_said(root):
+    fs = Hooked()
+    with Workspace(root, fs=fs, idle_s=3600) as workspace:
+        tx = workspace.begin()
+        tx.mkdir("d")
+        tx.chmod("d", 0o711)
+        tx.write_bytes("x", b"x")
+        fs.hook = _once_before("d", lambda: (root / "d").write_bytes(b"theirs"))
+        workspace.commit(tx)
+        assert (root / "d").read_bytes() == b"theirs"
+        assert [edit.path for edit in workspace.upkeep.conflicts()] == ["d"]
+
+
+def _once_before(name, act):
+    """Before the first call that makes or moves something to this name."""
+    done = []
+
+    def hook(call, arguments):
+        if not done and call in ("mkdir", "rename_new", "exchange") and name in arguments:
+            done.append(call)
+            act()
+
+    return hook
+
+
+def test_a_directory_that_resists_its_removal_for_a_moment_is_removed(root):
+    (root / "d").mkdir()
+    fs = Hooked()
+    with Workspace(root, fs=fs, idle_s=3600) as workspace:
+        tx = workspace.begin()
+        tx.rmdir("d")
+        fs.hook = Once("rmdir", fails(errno.EACCES), word="d")
+        done = workspace.commit(tx)
+        assert (done.applied, done.foreign) == (True, ())
+    assert not (root / "d").exists()
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_without_hard_links_an_edit_that_races_the_commit_is_not_overwritten(root, edited):
+    (root / "a").write_bytes(b"old")
+    fs = Hooked()
+    with Workspace(root, fs=fs, recipe="portable", idle_s=3600) as workspace:
+        tx = workspace.begin()
+        tx.write_bytes("a", b"ours")
+
+        def no_links(name, arguments):
+            if name == "link" and "a" in arguments:
+                if edited:
+                    (root / "a").write_bytes(b"theirs!")
+                raise OSError(errno.EPERM, "no links here")
+
+        fs.hook = no_links
+        done = workspace.commit(tx)
+        assert done.applied
+        assert (root / "a").read_bytes() == (b"theirs!" if edited else b"ours")
+        assert [edit.path for edit in workspace.upkeep.conflicts()] == ["a"] * edited
+
+
+def test_a_mode_of_a_large_file_whose_flush_fails_is_written_again_from_the_file_itself(root):
+    content = bytes(range(256)) * 2000
+    (root / "big").write_bytes(content)
+    fs = Hooked()
+    with Workspace(root, fs=fs, recipe="journal", idle_s=3600) as workspace:
+        tx = workspace.begin()
+        tx.chmod("big", 0o600)
+        workspace.commit(tx)
+        before = (root / "big").stat().st_ino
+        fs.hook = Once("sync", fails(errno.EIO))
+        workspace.checkpoint()
+        found = (root / "big").stat()
+        assert (found.st_ino != before, found.st_mode & 0o777) == (True, 0o600)
+        assert (root / "big").read_bytes() == content
+        assert workspace.unapplied == ()
+
+
+def test_a_large_file_that_changes_while_its_old_version_is_kept_is_not_kept_half(root):
+    (root / "big").write_bytes(b"old" * 200_000)
+    fs = Hooked()
+    with Workspace(root, fs=fs, recipe="journal", idle_s=3600) as workspace:
+        tx = workspace.begin()
+        tx.write_bytes("big", b"ours")
+        tx.read_bytes("big")
+        fs.hook = Once("copy", lambda: (root / "big").write_bytes(b"NEW" * 200_000))
+        with pytest.raises((Conflict, StageFailed)):
+            workspace.commit(tx)
+    assert (root / "big").read_bytes() == b"NEW" * 200_000
+    assert [p for p in (root / ".surefoot/blobs").rglob("*") if p.is_file()] == []
+
+
+def test_finishing_a_change_does_not_overwrite_what_came_meanwhile(root):
+    fs = Hooked()
+    with Workspace(root, fs=fs, recipe="portable", idle_s=3600) as workspace:
+        tx = workspace.begin()
+        tx.write_bytes("a", b"ours")
+        first = Once("link", fails(errno.EIO), word="a")
+        then = Once("create", lambda: (root / "a").write_bytes(b"theirs"), word="again")
+
+        def both(name, arguments):
+            first(name, arguments)
+            then(name, arguments)
+
+        fs.hook = both
+        workspace.commit(tx)
+        assert (root / "a").read_bytes() == b"theirs"
+
+
+def test_a_file_that_is_written_over_in_place_is_flushed_before_the_commit_returns(root):
+    (root / "a").write_bytes(b"old")
+    os.link(root / "a", root / "b")
+    calls = []
+    fs = Hooked()
+    with Workspace(root, fs=fs, idle_s=3600, policy=Policy(hard_links="in_place")) as workspace:
+        tx = workspace.begin()
+        tx.write_bytes("a", b"ours")
+        fs.hook = lambda name, _arguments: calls.append(name)
+        workspace.commit(tx)
+    after = calls[calls.index("open_to_overwrite") :]
+    assert after.index("chmod") < after.index("sync") < after.index("close")
+    assert (root / "b").read_bytes() == b"ours"
+
+
+def test_a_checkpoint_that_waits_for_another_one_in_vain_says_so(root):
+    with Workspace(root, idle_s=3600) as first, Workspace(root, idle_s=3600) as second:
+        write(second, {"a": b"1"})
+        second._parts.checkpoint._alone._wait_s = 0.05
+        said = []
+
+        def wait_in_vain():
+            try:
+                second.checkpoint()
+            except WorkspaceBusy as error:
+                said.append(error)
+
+        with first._parts.checkpoint.alone():
+            thread = threading.Thread(target=wait_in_vain)
+            thread.start()
+            thread.join()
+        assert len(said) == 1
+        second.checkpoint()
+
+
+def test_putting_ours_back_does_not_touch_a_link(root):
+    (root / "a").write_bytes(b"old")
+    with Workspace(root, idle_s=3600) as workspace:
+        tx = workspace.begin()
+        tx.delete("a")
+        done = workspace.commit(tx)
+        (root / "a").symlink_to("elsewhere")
+        with pytest.raises(FileExistsError):
+            workspace._parts.forward.put_ours(done.seq, done.ops[0])
+    assert (root / "a").is_symlink()
+
+
+def test_putting_ours_back_is_not_said_to_be_done_where_it_cannot_be_flushed(root):
+    fs = Hooked()
+    with Workspace(root, fs=fs, idle_s=3600) as workspace:
+        done = write(workspace, {"a": b"ours"})
+        (root / "a").write_bytes(b"theirs")
+        fs.hook = _fails_for_files("sync")
+        with pytest.raises(OSError, match="could not be flushed"):
+            workspace._parts.forward.put_ours(done.seq, done.ops[0])
+
+
+def _fails_for_files(call):
+    def hook(name, arguments):
+        if name == call and stat.S_ISREG(os.fstat(arguments[0]).st_mode):
+            raise OSError(errno.EIO, "no")
+
+    return hook

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import apsw
 import pytest
+from faulty import Hooked, Once, fails
 
 from surefoot_storage import (
     ReadOnlyWorkspace,
@@ -242,3 +244,13 @@ def test_a_closed_workspace_says_so(root):
 )  # fmt: skip
 def test_the_sqlite_version_gate(version, safe):
     assert sqlite_is_safe(version) is safe
+
+
+def test_a_note_that_cannot_be_read_is_not_taken_for_a_missing_one(root):
+    with Workspace(root):
+        pass
+    before = (root / ".surefoot/workspace.json").read_bytes()
+    fs = Hooked(Once("read", fails(errno.EIO), word="workspace.json"))
+    with pytest.raises(WorkspaceUnusable, match="EIO"):
+        Workspace(root, fs=fs)
+    assert (root / ".surefoot/workspace.json").read_bytes() == before

@@ -12,7 +12,7 @@ from faulty import Hooked
 
 from surefoot_storage import Workspace, processes
 from surefoot_storage.log import Log
-from surefoot_storage.recovery import Action, decide, looks_torn
+from surefoot_storage.recovery import Action, decide, looks_half_written, looks_torn
 from surefoot_storage.states import ABSENT, Directory, File, digest_of
 
 
@@ -221,3 +221,87 @@ def test_what_a_killed_checkpoint_left_costs_one_look_at_each_transaction(root, 
     with Workspace(root):
         assert os.listdir(root / ".surefoot/stage") == []
     assert len(looks) == len(set(looks))
+
+
+@pytest.mark.parametrize("shown", [b"", b"\0" * 11, None])
+def test_a_file_whose_mode_alone_was_changed_and_whose_content_was_never_durable_does_not_block(
+    root, monkeypatch, shown
+):
+    """Somebody wrote it without a flush, we changed its mode, the power went: its content was never ours."""
+    (root / "a").write_bytes(b"somebody's " * 30_000)
+    with Workspace(root, idle_s=3600) as workspace:
+        tx = workspace.begin()
+        tx.chmod("a", 0o600)
+        workspace.commit(tx)
+        monkeypatch.setattr(workspace._background, "stop", lambda *, checkpoint: None)
+    if shown is None:
+        (root / "a").unlink()
+    else:
+        (root / "a").write_bytes(shown)
+    monkeypatch.setattr(processes, "boot_id", lambda: "another boot")
+    with Workspace(root, idle_s=3600) as workspace:
+        assert workspace.recovered.foreign == ("a",)
+        assert workspace.unapplied == ()
+        tx = workspace.begin()
+        tx.write_bytes("b", b"goes on")
+        assert workspace.commit(tx).applied
+    assert (root / "a").exists() == (shown is not None)
+
+
+def test_half_written_is_only_a_beginning_of_the_new_one_over_the_old_one():
+    assert looks_half_written(b"new old", b"old old", b"new new")
+    assert not looks_half_written(b"new odd", b"old old", b"new new")
+    assert not looks_half_written(b"edited!", b"old old", b"new new")
+
+
+def test_a_removed_directory_with_something_new_in_it_stays_after_a_kill(root):
+    """As it would have without the kill; nothing waits for it."""
+    (root / "d").mkdir()
+    code = f"""
+import os, sys
+sys.path[:0] = {sys.path!r}
+from faulty import Hooked, Once
+from surefoot_storage import Workspace
+fs = Hooked()
+w = Workspace({str(root)!r}, fs=fs, idle_s=3600)
+tx = w.begin()
+tx.write_bytes("a", b"ours")
+tx.rmdir("d")
+fs.hook = Once("rmdir", lambda: os._exit(9), word="d")
+w.commit(tx)
+"""
+    subprocess.run([sys.executable, "-c", code], check=False)
+    (root / "d/new").write_bytes(b"theirs")
+    with Workspace(root, idle_s=3600) as workspace:
+        assert workspace.recovered.foreign == ("d",)
+        assert workspace.unapplied == ()
+        assert [edit.path for edit in workspace.upkeep.conflicts()] == ["d"]
+    assert (root / "d/new").read_bytes() == b"theirs"
+    assert (root / "a").read_bytes() == b"ours"
+
+
+@pytest.mark.parametrize("how", ["replaced", "in a tree that was removed"])
+def test_a_writer_that_goes_on_during_recovery_loses_nothing(root, how):
+    (root / "d").mkdir()
+    (root / "d/a").write_bytes(b"old")
+    change = 'tx.write_bytes("d/a", b"ours")' if how == "replaced" else 'tx.rmtree("d")'
+    code = f"""
+import os, sys
+sys.path[:0] = {sys.path!r}
+from surefoot_storage import Workspace
+w = Workspace({str(root)!r}, idle_s=3600)
+tx = w.begin()
+{change}
+w.commit(tx)
+os._exit(9)
+"""
+    with open(root / "d/a", "r+b") as editor:
+        subprocess.run([sys.executable, "-c", code], check=False)
+        with Workspace(root, idle_s=3600) as workspace:
+            editor.write(b"the")
+            editor.close()
+            workspace.checkpoint()
+            assert [edit.path for edit in workspace.upkeep.conflicts()] == ["d/a"]
+    (kept,) = (root / ".surefoot/conflicts").iterdir()
+    assert kept.read_bytes() == b"the"
+    assert list((root / ".surefoot/stage").iterdir()) == []

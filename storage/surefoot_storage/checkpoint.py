@@ -9,6 +9,7 @@ for all of them, outside the commit lock.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 
@@ -25,7 +26,8 @@ from .layout import MARKER, Layout, parse_stage_name
 from .locking import WAIT_S, CommitLock
 from .log import Log
 from .progress import Progress
-from .rollforward import KeepForeign, RollForward
+from .rescuing import KeepForeign, Rescue
+from .rollforward import RollForward
 from .spares import Place, Spares
 from .states import Op
 from .tree import Tree
@@ -44,6 +46,7 @@ class Checkpoint:
         database: Log,
         *,
         forward: RollForward,
+        rescue: Rescue,
         progress: Progress,
         spares: Spares,
         section: Callable[[], AbstractContextManager[object]],
@@ -54,10 +57,12 @@ class Checkpoint:
         self._tree = tree
         self._database = database
         self._forward = forward
+        self._rescue = rescue
         self._progress = progress
         self._spares = spares
         self._section = section
         self._report = report
+        self._held: dict[tuple[str, str], tuple[int, Op, Area, str, Mapping[str, Op]]] = {}
         self._alone = CommitLock(fs, lambda: fs.open_dir(layout.stage, "."), "checkpoint", wait_s=WAIT_S)
 
     def run(self, *, epoch: str, wait: bool) -> None:
@@ -79,6 +84,7 @@ class Checkpoint:
 
     def run_alone(self, epoch: str) -> None:
         """Inside `alone`."""
+        self._free_held()
         entries = self._entries()
         if entries:
             upto = max(entry.seq for entry in entries)
@@ -115,7 +121,8 @@ class Checkpoint:
         """So that an older database, put back later, is recognised; and what the spare files are."""
         note = self._layout.read_note(MARKER) or {}
         if self._spares.wanted:
-            note[_SPARES] = {**note.get(_SPARES, {}), self._spares.worker: seq}
+            unseen = min([seq, *(held[0] - 1 for held in self._held.values())])
+            note[_SPARES] = {**note.get(_SPARES, {}), self._spares.worker: unseen}
         self._layout.write_note(MARKER, {**note, "seq": seq}, durable=True)
 
     # --- freeing what was displaced ---
@@ -130,6 +137,8 @@ class Checkpoint:
                 for op in [op for op in entry.ops if op.mount == mount]:
                     for name in present.intersection(stage_names(op, entry.seq)):
                         place = places.get(op.path)
+                        if self._is_held(entry.seq, op, area, name, by_path):
+                            continue
                         if place is None or not self._spares.put_by(entry.seq, op, area, name, place):
                             self._free_one(entry.seq, op, area, name, by_path)
                     if op.kept:
@@ -143,7 +152,7 @@ class Checkpoint:
             return {path: self._spares.place_of(parents.find(path), op) for path, op in newest.items()}
 
     def _free_one(self, seq: int, op: Op, area: Area, name: str, by_path: Mapping[str, Op]) -> None:
-        """A writer that still had the old version open may have gone on: its bytes are kept."""
+        """A writer that had the old version open may have gone on: its bytes are kept."""
         found = self._fs.lstat(area.stage, name)
         if found is not None and fsops.is_directory(found):
             for path, inner in list(foreign_files(self._fs, area.stage, name, op.path, by_path)):
@@ -153,6 +162,30 @@ class Checkpoint:
             self._spares.free(area, name)
         else:
             self._keep(seq, op.path, area, name)
+
+    def _is_held(self, seq: int, op: Op, area: Area, name: str, by_path: Mapping[str, Op]) -> bool:
+        """Whether somebody is still writing to it: then it is looked at again later."""
+        found = self._fs.lstat(area.stage, name)
+        held = found is not None and self._is_being_written(area.stage, name, found)
+        if held:
+            self._held[area.mount, name] = (seq, op, area, name, by_path)
+        return held
+
+    def _is_being_written(self, folder: int, name: str, found: os.stat_result) -> bool:
+        if fsops.is_regular(found):
+            return self._fs.has_writer(folder, name)
+        if not fsops.is_directory(found):
+            return False
+        with self._fs.opened_dir(folder, name) as below:
+            inner = [(leaf, self._fs.lstat(below, leaf)) for leaf in self._fs.names(below)]
+            return any(f is not None and self._is_being_written(below, leaf, f) for leaf, f in inner)
+
+    def _free_held(self) -> None:
+        """What somebody was still writing to: perhaps not any more."""
+        for key, waiting in list(self._held.items()):
+            if not self._is_held(*waiting):
+                self._free_one(*waiting)
+                del self._held[key]
 
     def drop_spares(self) -> None:
         """This workspace's own; what resists goes when the workspace is next opened."""
@@ -182,7 +215,9 @@ class Checkpoint:
             return
         for op, seq in make_durable(self._fs, self._tree, entries):
             self._forward.rewrite(op, seq)
-        self._forward.rescue([(entry.seq, entry.ops) for entry in entries])
+        self._rescue.run([(entry.seq, entry.ops) for entry in entries])
+        for mount in {op.mount for entry in entries for op in entry.ops}:
+            self._fs.sync(self._tree.areas.of(mount).stage)  # or another cut brings back what was removed
         self._database.mark_checkpointed(entries[-1].seq, epoch)
         self._progress.checkpointed(entries[-1].seq)
         self._note_seq(entries[-1].seq)
@@ -198,6 +233,8 @@ class Checkpoint:
         if not set(unseen) <= living:
             note[_SPARES] = {worker: seq for worker, seq in unseen.items() if worker in living}
             with contextlib.suppress(OSError):
+                for area in self._areas():
+                    self._fs.sync(area.stage)  # what was removed unseen does not come back without the note
                 self._layout.write_note(MARKER, note, durable=True)
 
     def _areas(self) -> Iterator[Area]:
@@ -218,7 +255,8 @@ class Checkpoint:
             elif folder == area.stage and self._is_durable(found[0]):
                 if found[0] not in changes:
                     changes[found[0]] = {op.path: op for op in self._database.ops_of(found[0])}
-                self._free_one(*found, area, name, changes[found[0]])
+                if not self._is_held(*found, area, name, changes[found[0]]):
+                    self._free_one(*found, area, name, changes[found[0]])
 
     def _is_durable(self, seq: int) -> bool:
         return seq <= self._progress.checkpointed_seq

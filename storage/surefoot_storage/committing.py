@@ -26,7 +26,8 @@ from .policy import Policy
 from .progress import Progress
 from .queueing import Commit, Request
 from .records import Member
-from .rollforward import UNDECIDED, KeepForeign
+from .rescuing import KeepForeign
+from .rollforward import UNDECIDED
 from .staging import Staged, Stager
 from .states import Absent, Directory, File, Op, Snapshot, Stamp
 from .transaction import FileTransaction

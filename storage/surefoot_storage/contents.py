@@ -24,8 +24,8 @@ class Contents:
         self._areas = areas
         self._database = database
 
-    def write(self, digest: bytes, op: Op, target: int) -> None:
-        """The version, checked, into an empty file.
+    def write(self, digest: bytes, op: Op, target: int, *also: tuple[int, str]) -> None:
+        """The version, checked, into an empty file; `also` names (directory, name) where it may be, too.
 
         Raises:
             UnreadableFile: nobody holds it any more.
@@ -34,14 +34,22 @@ class Contents:
         if data is not None:
             self._fs.write(target, data)
             return
-        for folder, name in (*self._places(op), *self._blob_place(digest)):
-            with contextlib.suppress(OSError):
-                if self._fs.digest(folder, name)[0] == digest:
-                    self.copy(folder, name, target)
-                    return
+        for folder, name in self._holders(digest, op, *also):
+            self.copy(folder, name, target)
+            return
         raise UnreadableFile(
             "read the kept content", op.path, expected=f"sha256 {digest.hex()}", found="nobody who has it"
         )
+
+    def holds(self, digest: bytes, op: Op) -> bool:
+        """Whether `write` would find it."""
+        return self._database.blob(digest) is not None or any(self._holders(digest, op))
+
+    def _holders(self, digest: bytes, op: Op, *also: tuple[int, str]) -> Iterator[tuple[int, str]]:
+        for folder, name in (*self._places(op), *self._blob_place(digest), *also):
+            with contextlib.suppress(OSError):
+                if self._fs.digest(folder, name)[0] == digest:
+                    yield folder, name
 
     def _places(self, op: Op) -> list[tuple[int, str]]:
         area = self._areas.of(op.mount)

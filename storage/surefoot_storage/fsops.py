@@ -318,8 +318,11 @@ class FsOps(WholeTrees, Reuse):
         """A new directory with exactly this mode."""
         os.mkdir(name, 0o700, dir_fd=directory)
         if mode != 0o700:  # noqa: PLR2004 - the value just given
-            with self.opened_dir(directory, name) as fd:
-                os.fchmod(fd, mode)
+            try:
+                with self.opened_dir(directory, name) as fd:
+                    os.fchmod(fd, mode)
+            except FileExistsError as error:  # which callers take for somebody else's directory
+                raise OSError(errno.EIO, "its mode cannot be set", name) from error
 
     def rmdir(self, directory: int, name: str) -> None:
         """Removes an empty directory."""

@@ -31,6 +31,27 @@ class Reuse:
             return False
         return True
 
+    def has_writer(self, directory: int, name: str) -> bool:
+        """Whether anybody has the file open, or mapped, for writing; False where there are no leases."""
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+        except BlockingIOError:  # somebody else has a lease on it
+            return True
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            if error.errno not in (*_TAKEN, errno.EOPNOTSUPP, errno.ENOLCK):
+                raise
+            return False
+        else:
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            return False
+        finally:
+            os.close(fd)
+
     def end_lease(self, fd: int) -> bool:
         """Gives the lease back; False where somebody has been waiting for that."""
         whole = fcntl.fcntl(fd, fcntl.F_GETLEASE) == fcntl.F_WRLCK

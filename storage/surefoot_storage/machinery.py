@@ -14,7 +14,8 @@ from .fsops import FsOps
 from .hardening import Durability
 from .policy import Policy
 from .progress import Progress
-from .rollforward import KeepForeign, RollForward
+from .rescuing import KeepForeign, Rescue
+from .rollforward import RollForward
 from .spares import Spares
 from .staging import Stager
 from .store import Store
@@ -77,6 +78,7 @@ class Machinery:
             self.tree,
             store.database,
             forward=self.forward,
+            rescue=Rescue(fs, store.layout, self.tree, contents, report),
             progress=self.progress,
             spares=spares,
             section=section,

@@ -12,7 +12,7 @@ forward, one that is not has only staged files, which are dropped. Nothing is de
 | empty, zeros, or a torn newest version  | foreign                            | apply, odd one kept |
 | anything else                           | foreign: it stays                  | foreign: it stays   |
 
-An odd one is kept unless it is empty.
+An odd one is kept where it has the size of no version: then it may be somebody's after all.
 """
 
 from __future__ import annotations

@@ -164,11 +164,14 @@ class Stager:
 
     @contextlib.contextmanager
     def rewriting(self, op: Op) -> Iterator[int]:
-        """A staged file for a version that is made again, with its final owner, mode and attributes."""
+        """A staged file for a version that is made again, with its final owner, mode and attributes.
+
+        From the beginning: btrfs forgets a mode that was set after the flush.
+        """
         fd = self._fs.create(self._areas.of(op.mount).stage, op.stage)
         try:
-            yield fd
             self.dress(op, fd)
+            yield fd
         finally:
             self._fs.close(fd)
 

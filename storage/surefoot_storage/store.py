@@ -235,8 +235,26 @@ def _open_database(fs: FsOps, layout: Layout, path: str) -> Log:
 
 
 def _move_to_new_blocks(fs: FsOps, layout: Layout, path: str) -> None:
-    """After a failed flush the pages in memory may never have been written: copy them, checked."""
+    """After a failed flush the pages in memory may never have been written: copy them, checked.
+
+    Whatever interrupts it, it goes on from the note: the old log never meets the new database.
+    """
     control, fresh = layout.control, f"{DATABASE}.fresh"
+    note = layout.read_note(DAMAGED) or {}
+    if not note.get("copied"):
+        _copy_database(fs, control, path, fresh)
+        layout.write_note(DAMAGED, {**note, "copied": True}, durable=True)
+    if fs.lstat(control, fresh) is not None:
+        fs.unlink(control, f"{DATABASE}-wal")
+        fs.unlink(control, f"{DATABASE}-shm")
+        fs.sync(control)
+        fs.rename_over(control, fresh, control, DATABASE)
+        fs.sync(control)
+    fs.unlink(control, DAMAGED)
+    fs.sync(control)
+
+
+def _copy_database(fs: FsOps, control: int, path: str, fresh: str) -> None:
     fs.unlink(control, fresh)
     damaged = Log(path)
     try:
@@ -246,11 +264,6 @@ def _move_to_new_blocks(fs: FsOps, layout: Layout, path: str) -> None:
     fd = fs.open_file(control, fresh)
     fs.sync(fd)
     fs.close(fd)
-    fs.rename_over(control, fresh, control, DATABASE)
-    fs.unlink(control, f"{DATABASE}-wal")
-    fs.unlink(control, f"{DATABASE}-shm")
-    fs.unlink(control, DAMAGED)
-    fs.sync(control)
 
 
 def poisoned(path: str, cause: str) -> WorkspacePoisoned:
