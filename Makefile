@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench sweep soak lab lab-power clean
+.PHONY: demo test check bench sweep soak lab lab-power mutants clean
 
 demo: $(VENV)/installed  ## publish a site, killed in the middle, recovered
 	$(BIN)/python examples/site/demo.py
@@ -26,8 +26,11 @@ bench: $(VENV)/tests-installed  ## ours against the alternatives, interleaved
 sweep: $(VENV)/tests-installed  ## every kill point of every workload, and of its recoveries
 	SUREFOOT_SWEEP=full $(BIN)/python -m pytest -n auto tests/test_sweeps.py
 
-lab: $(VENV)/tests-installed  ## power cuts under the weak model, from a record of the real process: STATES SEED
-	rm -rf /dev/shm/surefoot-lab && $(BIN)/python tests/crash/replay.py /dev/shm/surefoot-lab $(or $(STATES),10000) $(or $(SEED),1)
+lab: $(VENV)/tests-installed  ## the crash lab; writes its results into LAB.md: LONG=1 SEED ONLY SCALE
+	$(BIN)/python tests/crash/lab.py $(if $(LONG),--long) --seed $(or $(SEED),1) --scale $(or $(SCALE),1) --only "$(ONLY)" $(if $(ONLY),,--write)
+
+mutants: $(VENV)/tests-installed  ## every flush, check and order broken, one at a time: does the lab see it? WORD
+	mkdir -p build && $(BIN)/python tests/crash/mutation.py run 2500 $(WORD) > build/mutants.json
 
 lab-power: $(VENV)/tests-installed  ## power cuts on ext4, xfs and btrfs images (root): CUTS SEED
 	for filesystem in ext4 xfs btrfs; do rm -rf build/lab; \

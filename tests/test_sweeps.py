@@ -1,6 +1,6 @@
 """SIGKILL and errors at every state-changing call of one transition, in the real process, every thread.
 
-`make sweep` runs everything; by default the longest two are shortened to what fits into a check-in.
+`make sweep` runs everything; here it is shortened to what fits into a check-in beside `test_lab.py`.
 """
 
 from __future__ import annotations
@@ -41,10 +41,12 @@ def test_one_flush_for_any_number_of_small_files_and_two_after_a_log_reset(shim_
 
 
 KILLS = [
-    ("replace3", ""), ("replace40", ""), ("mixed", ""), ("mixed", "portable"), ("large", ""),
-    ("trees", ""), ("trees", "flush"), ("trees-by-file", "portable"), ("streams", ""), ("streams", "flush"),
-    ("spares", ""), ("undo-replace40", ""), ("undo-trees", ""), ("undo-streams", ""),
-    *([("streams", "portable"), ("trees", "memory"), ("mixed", "flush")] if FULL else []),
+    ("replace3", ""), ("mixed", ""), ("mixed", "portable"), ("large", ""), ("trees", ""), ("trees-by-file", "portable"),
+    ("streams", "flush"), ("spares", ""), ("undo-replace40", ""), ("undo-trees", ""), ("undo-streams", ""),
+    *([
+        ("streams", "portable"), ("trees", "memory"), ("mixed", "flush"), ("replace40", ""), ("trees", "flush"),
+        ("streams", ""),
+    ] if FULL else []),
 ]  # fmt: skip
 
 
@@ -71,19 +73,29 @@ RECOVERIES = [
 @pytest.mark.long
 @pytest.mark.parametrize(("world", "recipe"), RECOVERIES)
 def test_killed_again_during_recovery_it_is_still_right(shim_library, tmp_path, world, recipe):
-    report = sweep(shim_library, tmp_path, world, "recovery", recipe, stride=1 if FULL else 6)
+    report = sweep(shim_library, tmp_path, world, "recovery", recipe, stride=1 if FULL else 24)
     assert report["problems"] == []
-    assert report["cases"] > 200
+    assert report["cases"] > (200 if FULL else 60)
 
 
 FAILURES = [
-    ("replace3", "ENOSPC,EACCES,EIO", ""),
-    ("mixed", "EIO", "portable"),
-    ("large", "EIO,ENOSPC", ""),
+    ("replace3", "ENOSPC", ""),
+    ("large", "EIO", ""),
     ("trees", "EIO", ""),
     ("streams", "ENOSPC", "flush"),
-    ("spares", "EIO,ENOSPC", ""),
-    ("undo-mixed", "EIO,ENOSPC", ""),
+    ("spares", "EIO", ""),
+    ("undo-mixed", "ENOSPC", ""),
+    *(
+        [
+            ("replace3", "EACCES,EIO", ""),
+            ("mixed", "EIO", "portable"),
+            ("large", "ENOSPC", ""),
+            ("spares", "ENOSPC", ""),
+            ("undo-mixed", "EIO", ""),
+        ]
+        if FULL
+        else []
+    ),
     *(
         [("trees", "ENOSPC,EACCES", "flush"), ("streams", "EIO", ""), ("trees-by-file", "EIO", "portable")]
         if FULL

@@ -1,5 +1,5 @@
 /* Preloaded into a Python process: counts every state-changing call of every thread, and kills the
- * process before, or fails, the n-th one. A call that goes to a terminal, pipe or socket is not counted.
+ * process before, or fails, the n-th one (a write can also be made short). A call that goes to a terminal, pipe or socket is not counted.
  * Python, ctypes and the SQLite inside apsw all reach the kernel through these names. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -15,6 +15,8 @@
 #include <unistd.h>
 
 #define NAMES_MAX 65536
+#define SHORT -1 /* instead of an errno: a write takes half of what it was given */
+enum kind { OTHER, FLUSH, WRITE };
 static atomic_int count, flushes;
 static int armed, kill_at, fail_at, fail_errno, fail_on;
 static const char *names[NAMES_MAX];
@@ -33,13 +35,16 @@ int shim_count(void) { return atomic_load(&count); }
 int shim_flushes(void) { return atomic_load(&flushes); }
 const char *shim_name(int n) { return n > 0 && n < NAMES_MAX && names[n] ? names[n] : ""; }
 
-static int hit(const char *name, int flush) {
+static int hit(const char *name, enum kind kind) {
   if (!armed) return 0;
   int n = atomic_fetch_add(&count, 1) + 1;
   if (n < NAMES_MAX) names[n] = name;
   if (n == kill_at) kill(getpid(), SIGKILL);
-  if (fail_at && (n == fail_at || (fail_on && n > fail_at))) { errno = fail_errno; return 1; }
-  if (flush) atomic_fetch_add(&flushes, 1);
+  if (fail_at && (n == fail_at || (fail_on && n > fail_at)) && (fail_errno != SHORT || kind == WRITE)) {
+    errno = fail_errno;
+    return 1;
+  }
+  if (kind == FLUSH) atomic_fetch_add(&flushes, 1);
   return 0;
 }
 static int to_file(int fd) {
@@ -48,26 +53,30 @@ static int to_file(int fd) {
 }
 
 #define REAL(name) static __typeof__(&name) real; if (!real) real = dlsym(RTLD_NEXT, #name)
-#define ON_FD(ret, name, flush, params, args, fd) \
-  ret name params { REAL(name); if (flush && delay_us) usleep(delay_us); \
-    if (to_file(fd) && hit(#name, flush)) return -1; return real args; }
+#define ON_FD(ret, name, kind, params, args, fd) \
+  ret name params { REAL(name); if (kind == FLUSH && delay_us) usleep(delay_us); \
+    if (to_file(fd) && hit(#name, kind)) return -1; \
+    return real args; }
+#define WRITES(name, params, args, fd) \
+  ssize_t name params { REAL(name); \
+    if (to_file(fd) && hit(#name, WRITE)) { if (fail_errno != SHORT || n < 2) return -1; n /= 2; } return real args; }
 #define ON_PATH(name, params, args) \
-  int name params { REAL(name); if (hit(#name, 0)) return -1; return real args; }
+  int name params { REAL(name); if (hit(#name, OTHER)) return -1; return real args; }
 
-ON_FD(ssize_t, write, 0, (int fd, const void *b, size_t n), (fd, b, n), fd)
-ON_FD(ssize_t, writev, 0, (int fd, const struct iovec *v, int n), (fd, v, n), fd)
-ON_FD(ssize_t, pwrite, 0, (int fd, const void *b, size_t n, off_t o), (fd, b, n, o), fd)
-ON_FD(ssize_t, pwrite64, 0, (int fd, const void *b, size_t n, off64_t o), (fd, b, n, o), fd)
-ON_FD(int, fsync, 1, (int fd), (fd), fd)
-ON_FD(int, fdatasync, 1, (int fd), (fd), fd)
-ON_FD(int, syncfs, 1, (int fd), (fd), fd)
-ON_FD(int, sync_file_range, 0, (int fd, off64_t o, off64_t n, unsigned f), (fd, o, n, f), fd)
-ON_FD(int, ftruncate, 0, (int fd, off_t n), (fd, n), fd)
-ON_FD(int, ftruncate64, 0, (int fd, off64_t n), (fd, n), fd)
-ON_FD(int, fallocate, 0, (int fd, int m, off_t o, off_t n), (fd, m, o, n), fd)
-ON_FD(int, fchmod, 0, (int fd, mode_t m), (fd, m), fd)
-ON_FD(int, fchown, 0, (int fd, uid_t u, gid_t g), (fd, u, g), fd)
-ON_FD(int, fsetxattr, 0, (int fd, const char *k, const void *v, size_t n, int f), (fd, k, v, n, f), fd)
+WRITES(write, (int fd, const void *b, size_t n), (fd, b, n), fd)
+ON_FD(ssize_t, writev, OTHER, (int fd, const struct iovec *v, int n), (fd, v, n), fd)
+WRITES(pwrite, (int fd, const void *b, size_t n, off_t o), (fd, b, n, o), fd)
+WRITES(pwrite64, (int fd, const void *b, size_t n, off64_t o), (fd, b, n, o), fd)
+ON_FD(int, fsync, FLUSH, (int fd), (fd), fd)
+ON_FD(int, fdatasync, FLUSH, (int fd), (fd), fd)
+ON_FD(int, syncfs, FLUSH, (int fd), (fd), fd)
+ON_FD(int, sync_file_range, OTHER, (int fd, off64_t o, off64_t n, unsigned f), (fd, o, n, f), fd)
+ON_FD(int, ftruncate, OTHER, (int fd, off_t n), (fd, n), fd)
+ON_FD(int, ftruncate64, OTHER, (int fd, off64_t n), (fd, n), fd)
+ON_FD(int, fallocate, OTHER, (int fd, int m, off_t o, off_t n), (fd, m, o, n), fd)
+ON_FD(int, fchmod, OTHER, (int fd, mode_t m), (fd, m), fd)
+ON_FD(int, fchown, OTHER, (int fd, uid_t u, gid_t g), (fd, u, g), fd)
+ON_FD(int, fsetxattr, OTHER, (int fd, const char *k, const void *v, size_t n, int f), (fd, k, v, n, f), fd)
 ON_PATH(unlink, (const char *p), (p))
 ON_PATH(unlinkat, (int d, const char *p, int f), (d, p, f))
 ON_PATH(rmdir, (const char *p), (p))
@@ -78,13 +87,13 @@ ON_PATH(renameat, (int a, const char *b, int c, const char *d), (a, b, c, d))
 ON_PATH(renameat2, (int a, const char *b, int c, const char *d, unsigned f), (a, b, c, d, f))
 ON_PATH(link, (const char *a, const char *b), (a, b))
 ON_PATH(linkat, (int a, const char *b, int c, const char *d, int f), (a, b, c, d, f))
-void sync(void) { REAL(sync); if (hit("sync", 1)) return; real(); }
+void sync(void) { REAL(sync); if (hit("sync", FLUSH)) return; real(); }
 
 #define OPENS(name, head, args) \
   int name head { \
     REAL(name); mode_t mode = 0; \
     if (flags & (O_CREAT | __O_TMPFILE)) { va_list a; va_start(a, flags); mode = va_arg(a, mode_t); va_end(a); } \
-    if (flags & (O_CREAT | O_TRUNC) && hit(#name, 0)) return -1; \
+    if (flags & (O_CREAT | O_TRUNC) && hit(#name, OTHER)) return -1; \
     return real args; }
 OPENS(open, (const char *path, int flags, ...), (path, flags, mode))
 OPENS(open64, (const char *path, int flags, ...), (path, flags, mode))
