@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 import stat
@@ -155,6 +156,25 @@ def test_what_somebody_writes_after_the_checkpoint_to_a_file_that_was_replaced_i
         write(workspace, {"b": b"another"})
         workspace.checkpoint()  # nobody writes to it any more
         assert list(conflicts(root).values()) == [b"the"]
+        assert list((root / ".surefoot/stage").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, errno.ENOLCK, errno.EACCES])
+def test_where_nobody_can_tell_who_writes_replaced_files_are_freed_at_the_checkpoint(
+    root, monkeypatch, number
+):
+    real = fcntl.fcntl
+
+    def no_leases(fd, command, *arguments):
+        if command == fcntl.F_SETLEASE:
+            raise OSError(number, "no leases")
+        return real(fd, command, *arguments)
+
+    monkeypatch.setattr("surefoot_storage.fsreuse.fcntl.fcntl", no_leases)
+    (root / "a").write_bytes(b"old")
+    with Workspace(root, idle_s=3600) as workspace, open(root / "a", "r+b"):
+        write(workspace, {"a": b"ours"})
+        workspace.checkpoint()
         assert list((root / ".surefoot/stage").iterdir()) == []
 
 

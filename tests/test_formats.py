@@ -17,33 +17,37 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 
 @pytest.fixture
-def version_1(root, monkeypatch):
-    """Killed after a commit; then a power cut took `a.txt` back to its old version, and `big.bin` away."""
+def unpacked(root, monkeypatch):
+    """A workspace as an older version left it; the machine was started again since."""
     monkeypatch.setattr(processes, "boot_id", lambda: "another boot")
-    with tarfile.open(FIXTURES / "v1_killed.tar.gz") as tar:
-        tar.extractall(root, filter="data")
+
+    def unpack(name):
+        with tarfile.open(FIXTURES / name) as tar:
+            tar.extractall(root, filter="data")
+        restamp(root)
+        return root
+
+    return unpack
+
+
+@pytest.fixture
+def version_1(unpacked):
+    """Killed after a commit; then a power cut took `a.txt` back to its old version, and `big.bin` away."""
+    root = unpacked("v1_killed.tar.gz")
     (root / "demos/half/a.txt").chmod(0o644)
     return root
 
 
 @pytest.fixture
-def version_2(root, monkeypatch):
-    """Killed in the middle of putting a commit in place, with spare files in its stage; then a reboot."""
-    monkeypatch.setattr(processes, "boot_id", lambda: "another boot")
-    with tarfile.open(FIXTURES / "v2_killed.tar.gz") as tar:
-        tar.extractall(root, filter="data")
-    restamp(root)
-    return root
+def version_2(unpacked):
+    """Killed in the middle of putting a commit in place, with spare files in its stage."""
+    return unpacked("v2_killed.tar.gz")
 
 
 @pytest.fixture
-def version_3(root, monkeypatch):
-    """A transition that was undone, done again, and killed between two files; then a reboot."""
-    monkeypatch.setattr(processes, "boot_id", lambda: "another boot")
-    with tarfile.open(FIXTURES / "v3_killed.tar.gz") as tar:
-        tar.extractall(root, filter="data")
-    restamp(root)
-    return root
+def version_3(unpacked):
+    """A transition that was undone, done again, and killed between two files."""
+    return unpacked("v3_killed.tar.gz")
 
 
 def test_a_workspace_of_the_third_version_is_recovered_undone_and_previewed(version_3):

@@ -32,7 +32,10 @@ class Reuse:
         return True
 
     def has_writer(self, directory: int, name: str) -> bool:
-        """Whether anybody has the file open, or mapped, for writing; False where there are no leases."""
+        """Whether anybody has the file open, or mapped, for writing.
+
+        False, too, where nobody can tell: no leases here, or a file of somebody else's.
+        """
         try:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
         except BlockingIOError:  # somebody else has a lease on it

@@ -114,7 +114,7 @@ class Forks:
         self.template.mkdir()
         with self.open(self.template) as workspace:
             tx = workspace.begin()
-            workloads.make(tx, {p: w for p, w in old.items() if w[1] != workloads.LINK}, old)
+            workloads.make(tx, {p: w for p, w in old.items() if w[1] != workloads.LINK})
             workspace.commit(tx)
         for path, (data, mode) in old.items():
             if mode == workloads.LINK:

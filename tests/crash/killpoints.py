@@ -112,7 +112,7 @@ class Lab(Forks):
         with self.open(self.template) as workspace:
             for tree in (old, new):
                 tx = workspace.begin()
-                workloads.make(tx, tree, tree)
+                workloads.make(tx, tree)
                 workspace.commit(tx)
         total = self._undo(0)[2]
         points = range(1, total + 1) if total <= cases else range(1, total + 1, total // cases)

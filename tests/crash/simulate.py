@@ -133,7 +133,7 @@ class Case:
         self.trees = [{}, old, new, old, new]
         first = Machine(empty_disk(), State(), recipe, "before", "w1")
         first.parts.recover()
-        first.commit(lambda tx: make(tx, old, old))
+        first.commit(lambda tx: make(tx, old))
         first.checkpoint()
         self.base = {number: inode.copy() for number, inode in first.fs.inodes.items()}
         self.state = first.log.state.copy()

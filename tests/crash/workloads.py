@@ -162,10 +162,10 @@ def _act_back(tx: Any, op: Op, path: str, old: Tree) -> None:
         case "swap":
             tx.swap(path)
     if op.kind not in ("create", "mkdir", "chmod", "case"):
-        make(tx, {p: what for p, what in old.items() if p == path or p.startswith(f"{path}/")}, old, op.kind)
+        make(tx, {p: what for p, what in old.items() if p == path or p.startswith(f"{path}/")}, op.kind)
 
 
-def make(tx: Any, tree: Tree, _all: Tree, kind: str = "") -> None:
+def make(tx: Any, tree: Tree, kind: str = "") -> None:
     """Everything of a tree, outermost first."""
     for path, (data, mode) in sorted(tree.items()):
         if data is None:
