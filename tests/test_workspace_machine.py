@@ -1,6 +1,6 @@
 """Random sequences of transactions, foreign edits, checkpoints and reopenings against a dictionary.
 
-Two workspace objects take turns: as two processes would, but for the death of one.
+Two workspace objects take turns, as two processes would; one is forked; an old database is put back.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from surefoot_storage import Conflict, InputError, Workspace
+from surefoot_storage import Conflict, InputError, Workspace, WorkspacePoisoned, WorkspaceUnusable
 
 NAMES = st.sampled_from(["a", "b", "d/x", "d/y", "d/e/z"])
 FOLDERS = st.sampled_from(["d", "d/e", "f"])
@@ -158,6 +159,46 @@ class Machine(RuleBasedStateMachine):
         self.left_open = None
         self.workspace = Workspace(self.root, idle_s=3600)
         assert self.workspace.unapplied == ()
+
+    @rule(path=NAMES, data=DATA)
+    def an_old_database_is_put_back(self, path, data):
+        """Refused, untouched; with the newest one in its place again everything goes on."""
+        self.workspace.close()
+        self.other.close()
+        self.left_open = None
+        old = self.database()
+        with Workspace(self.root, idle_s=3600) as workspace:
+            tx = workspace.begin()
+            tx.write_bytes(path, grown(data) + b"newer")
+            workspace.commit(tx)
+        self.model[path] = grown(data) + b"newer"
+        newest = self.database()
+        self.put_back(old)
+        with pytest.raises(WorkspaceUnusable, match="restored from a backup"):
+            Workspace(self.root)
+        self.put_back(newest)
+        self.workspace, self.other = (Workspace(self.root, idle_s=3600) for _ in range(2))
+
+    def database(self):
+        return {p.name: p.read_bytes() for p in (self.root / ".surefoot").glob("surefoot.db*")}
+
+    def put_back(self, files):
+        for path in (self.root / ".surefoot").glob("surefoot.db*"):
+            path.unlink()
+        for name, data in files.items():
+            (self.root / ".surefoot" / name).write_bytes(data)
+
+    @rule()
+    def fork(self):
+        """The child is refused; the parent goes on."""
+        child = os.fork()
+        if child == 0:
+            try:
+                self.workspace.begin()
+            except WorkspacePoisoned:
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
 
     @invariant()
     def files_are_the_model(self):
