@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench sweep soak lab lab-power mutants clean
+.PHONY: demo test check bench sweep soak soak-workers lab lab-power mutants clean
 
 demo: $(VENV)/installed  ## publish a site, killed in the middle, recovered
 	$(BIN)/python examples/site/demo.py
@@ -15,6 +15,8 @@ check: $(VENV)/check-installed  ## lint, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests/usage/usage.py
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 bench: $(VENV)/tests-installed  ## ours against the alternatives, interleaved
@@ -35,6 +37,9 @@ mutants: $(VENV)/tests-installed  ## every flush, check and order broken, one at
 lab-power: $(VENV)/tests-installed  ## power cuts on ext4, xfs and btrfs images (root): CUTS SEED
 	for filesystem in ext4 xfs btrfs; do rm -rf build/lab; \
 	  $(BIN)/python tests/crash/powercut.py build/lab $$filesystem $(or $(CUTS),500) $(or $(SEED),1) || exit 1; done
+
+soak-workers: $(VENV)/tests-installed  ## workers killed and stopped over a queue of runs: WORKERS RUNS SEED
+	mkdir -p build && $(BIN)/python tests/support/worksoak.py build/workers.$$$$ $(or $(SOAK),3 2000 1)
 
 soak: $(VENV)/tests-installed  ## processes killed and stopped at random: PROCESSES RUNS TRANSITIONS SEED
 	mkdir -p build/soak.$$$$ && $(BIN)/python tests/support/soak.py build/soak.$$$$ $(or $(SOAK),4 16 500 1)

@@ -21,8 +21,8 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_example_and_its_commands_run(tmp_path):
-    (python,) = blocks("python")
-    (tmp_path / "hello.py").write_text(python)
+    hello, _ = blocks("python")
+    (tmp_path / "hello.py").write_text(hello)
     done = subprocess.run(
         [sys.executable, "hello.py"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
@@ -39,6 +39,17 @@ def test_the_example_and_its_commands_run(tmp_path):
         assert "second" in done.stdout
 
 
+def test_the_larger_example_runs(tmp_path):
+    _, review = blocks("python")
+    (tmp_path / "review.py").write_text(review)
+    done = subprocess.run(
+        [sys.executable, "review.py"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "completed it is completed since" in done.stdout
+    text = (tmp_path / "reviews/rivers/published.md").read_text()
+    assert text == "# rivers: begin\n# rivers: middle\n# rivers: end\n"
+
+
 def test_every_command_is_in_the_readme_and_has_help():
     assert inspecting
     for name, command in cli.commands.items():
@@ -49,6 +60,6 @@ def test_every_command_is_in_the_readme_and_has_help():
 
 def test_make_targets_exist():
     makefile = (REPOSITORY / "Makefile").read_text()
-    for target in re.findall(r"make (\w+)", README):
+    for target in re.findall(r"`make (\w+)", README):
         if target not in ("them", "it"):
             assert f"\n{target}:" in makefile, target

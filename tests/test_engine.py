@@ -8,7 +8,6 @@ import json
 import threading
 
 import anyio
-import anyio.lowlevel
 import pytest
 from faulty import Hooked, fails
 from pydantic import BaseModel
@@ -29,27 +28,12 @@ from surefoot import (
     WorkspacePoisoned,
     rows,
 )
+from surefoot.testing import FakeClock
 
 
 class Brief(BaseModel):
     topic: str
     count: int = 1
-
-
-class ManualClock:
-    """Time stands still but for sleeping."""
-
-    def __init__(self):
-        self.time = 1_800_000_000.0
-        self.slept = []
-
-    def now(self):
-        return self.time
-
-    async def sleep_until(self, moment):
-        self.slept.append(round(moment - self.time, 3))
-        self.time = max(self.time, moment)
-        await anyio.lowlevel.checkpoint()
 
 
 def status(root, run_id="r", directory="runs/{}"):
@@ -179,7 +163,7 @@ async def test_a_step_that_returns_something_else_fails_and_changes_nothing(root
 
 
 async def test_a_failing_step_is_retried_with_durable_attempts_and_growing_waits(root):
-    clock = ManualClock()
+    clock = FakeClock()
     flow = Workflow("flow", input=Brief)
     attempts = []
 
@@ -199,7 +183,7 @@ async def test_a_failing_step_is_retried_with_durable_attempts_and_growing_waits
 
 
 async def test_attempts_survive_the_process_and_the_run_resumes_by_itself(root):
-    clock = ManualClock()
+    clock = FakeClock()
     flow = Workflow("flow", input=Brief)
     seen = []
     done = anyio.Event()
@@ -553,7 +537,7 @@ def lambda_step(tx, b):
 
 
 async def test_effects_are_delivered_in_order_retried_and_set_aside(root):
-    clock = ManualClock()
+    clock = FakeClock()
     flow = Workflow("flow", input=Brief)
     told = []
 
@@ -736,7 +720,7 @@ def test_interruptions_are_counted_and_a_poison_step_is_stopped(root):
         with Engine(root, [flow], resume=False) as engine:
             run = engine.get("r").wait()
             assert run.interruptions == n - 1
-            start = rows.start_attempt(run, "lambda_step", 0.0)  # as a process that died right after
+            start = rows.start_attempt(run, run.open[0], 0.0)  # as a process that died right after
             engine._the_open.workspace.write_rows([start], durable=False)
     with Engine(root, [flow]) as engine:
         run = engine.get("r").wait()
@@ -757,7 +741,7 @@ def test_declarations_are_checked():
         lambda: Workflow("", input=Brief),
         lambda: Workflow("w", input=dict),
         lambda: Workflow("w", directory="/abs"),
-        lambda: Workflow("w").first_step,
+        lambda: Workflow("w").check(),
         lambda: Engine(".", [flow, flow_of(lambda_step)]),
     ]
     for case in cases:

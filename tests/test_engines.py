@@ -12,7 +12,7 @@ import threading
 import anyio
 import pytest
 
-from surefoot import Engine, RunRefused, Workflow, locks, opened, rows
+from surefoot import Engine, RunRefused, Workflow, locks, moving, rows
 from surefoot_storage import Workspace
 
 FLOW = """
@@ -75,7 +75,7 @@ def test_a_run_that_another_process_works_on_is_refused_and_shown(busy, flow_fil
 
 
 def test_a_run_of_a_process_that_dies_is_taken_over(busy, flow_file, root, monkeypatch):
-    monkeypatch.setattr(opened, "ELSEWHERE_PAUSE_S", 0.01)
+    monkeypatch.setattr(moving, "POLL_S", 0.01)
     with Engine(root, [flow_file[1]], resume=False) as engine:
         results = []
         thread = threading.Thread(target=lambda: results.append(engine.resume("r").wait()))
@@ -135,7 +135,7 @@ def test_starting_one_run_from_two_engines_starts_it_once(flow_file, root):
 
 
 async def test_two_engines_drive_one_run_to_one_end(flow_file, root, anyio_backend, monkeypatch):
-    monkeypatch.setattr(opened, "ELSEWHERE_PAUSE_S", 0.01)
+    monkeypatch.setattr(moving, "POLL_S", 0.01)
     flow = flow_file[1]
     results = []
     async with Engine(root, [flow], resume=False) as first, Engine(root, [flow], resume=False) as second:

@@ -130,3 +130,58 @@ def test_looking_at_it_does_not_migrate_it(version_1):
     with ReadOnlyWorkspace(version_1) as seen:
         assert seen.query("SELECT count(*) FROM run") == [(2,)]
     assert (version_1 / ".surefoot/surefoot.db").read_bytes() == before
+
+
+@pytest.fixture
+def version_4(unpacked):
+    """Runs in every state; one of them was killed between two of its files."""
+    return unpacked("v4_killed.tar.gz")
+
+
+def flows_of_version_4():
+    spec = importlib.util.spec_from_file_location("v4_flow", FIXTURES / "v4_flow.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_runs_of_the_fourth_version_are_where_they_were_and_go_on(version_4):
+    root, flows = version_4, flows_of_version_4()
+    before = {
+        path.parent.name: json.loads(path.read_text()) for path in root.glob("demos/*/demo.status.json")
+    }
+    workflows = [flows.flow, flows.shaky, flows.patient]
+    with Engine(root, workflows, resume=False) as engine:
+        assert (root / "demos/half/b.txt").read_text() == "second b\n"
+        runs = {run.id: run for run in engine.runs().wait()}
+        assert {run_id: (run.state, run.step) for run_id, run in runs.items()} == {
+            "done": ("completed", None), "failed": ("error", "break"), "waiting": ("waiting", "break"),
+            "paused": ("paused", "change"), "seen": ("running", "change"), "half": ("running", "last"),
+        }  # fmt: skip
+        for run_id in ("done", "failed", "waiting", "paused", "seen"):
+            assert json.loads(runs[run_id].status) == before[run_id]
+        assert [run.visits for run in (runs["done"], runs["failed"], runs["half"])] == [3, 1, 3]
+        assert {run_id: engine.why(run_id).wait().kind for run_id in runs} == {
+            "done": "over", "failed": "error", "waiting": "nobody-drives", "paused": "paused",
+            "seen": "nobody-drives", "half": "worker-died",
+        }  # fmt: skip
+        (digest,) = [row[0] for row in engine._the_open.workspace.query("SELECT digest FROM sealed")]
+        assert engine.commit(digest).wait().step == "change"
+        for run_id in ("failed", "waiting"):
+            (root / f"demos/{run_id}/mended").write_text("")
+        for run_id in ("failed", "waiting", "paused", "seen", "half"):
+            assert engine.retry(run_id).wait().ok, run_id
+            assert len(engine.get(run_id).wait().open) == 0
+
+
+def test_what_the_fourth_version_did_can_be_undone(version_4):
+    root, flows = version_4, flows_of_version_4()
+    with Engine(root, [flows.flow], resume=False) as engine:
+        undone = engine.undo(engine.history.of("done")[-1].txid).wait()
+        assert (undone.state, undone.step) == ("paused", "last")
+        assert (root / "demos/done/a.txt").read_text() == "second a\n"
+        assert engine.retry("done").wait().ok
+        assert (root / "demos/done/a.txt").read_text() == "third a\n"
+        back = engine.revert(engine.history.of("half")[0].txid).wait()
+        assert (back.state, back.step) == ("paused", "outline")
+        assert engine.retry("half").wait().ok

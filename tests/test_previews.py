@@ -192,7 +192,7 @@ async def test_an_undone_transition_is_previewed_and_committed_again(asked):
 @pytest.mark.parametrize(
     ("digest", "words"),
     [
-        ("", "6 or more"),
+        ("", "1 to 1000 characters"),
         ("abc", "6 or more"),
         ("xyzxyzxyz", "6 or more"),
         ("ABCDEF0", "lower case"),

@@ -32,11 +32,11 @@ async def test_what_queues_meanwhile_goes_together(anyio_backend):
         pump = Pump(tasks, work)
         async with anyio.create_task_group() as callers:
             callers.start_soon(pump.run, 0)
-            while not batches:  # noqa: ASYNC110 - what it waits for is in a thread
+            while not batches:
                 await anyio.sleep(0.001)
             for n in range(1, 6):
                 callers.start_soon(pump.run, n)
-            while len(pump._waiting) < 5:  # noqa: ASYNC110 - nothing tells of it
+            while len(pump._waiting) < 5:
                 await anyio.sleep(0.001)
             release.set()
     assert [sorted(batch) for batch in batches] == [[0], [1, 2, 3, 4, 5]]

@@ -27,12 +27,14 @@ from surefoot_storage import (
 )
 
 from .clock import Clock, SystemClock
-from .declare import Done, Effect, Next, Step, Workflow
+from .declare import Workflow
 from .diffs import FileChange
 from .engine import Engine
 from .errors import (
     CommandFailed,
     DeclarationError,
+    GuardConflict,
+    GuardDenied,
     InputRefused,
     LoadError,
     LockNotTaken,
@@ -43,13 +45,17 @@ from .errors import (
     UndeclaredRead,
     UnknownRun,
 )
+from .files import Files
 from .model import Committed, Failure, Run, RunResult, RunState, TransitionResult
 from .pending import Pending
 from .preview import Preview
+from .queues import Queue, Rate
 from .retry import Retry
+from .steps import Done, Effect, Next, Step
 from .streams import Stream
-from .transaction import Files, Transaction
+from .transaction import Transaction
 from .undo import Undone
+from .waits import Signal, Wait
 
 __version__ = "0.1.0"
 
@@ -67,6 +73,8 @@ __all__ = [
     "FileChange",
     "Files",
     "FsOps",
+    "GuardConflict",
+    "GuardDenied",
     "History",
     "IncompatibleOperations",
     "InputError",
@@ -78,6 +86,8 @@ __all__ = [
     "Pending",
     "Policy",
     "Preview",
+    "Queue",
+    "Rate",
     "Recovered",
     "Retention",
     "Retry",
@@ -85,6 +95,7 @@ __all__ = [
     "RunRefused",
     "RunResult",
     "RunState",
+    "Signal",
     "Step",
     "StepReturnRefused",
     "Stream",
@@ -100,6 +111,7 @@ __all__ = [
     "Undone",
     "UnknownRun",
     "UnreadableFile",
+    "Wait",
     "Workflow",
     "WorkspaceBlocked",
     "WorkspaceBusy",

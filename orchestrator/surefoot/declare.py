@@ -1,166 +1,45 @@
-"""Declaring workflows: named steps, what they read, how they are retried, and what is told afterwards."""
+"""Declaring workflows: named steps, what they read, where they lead, and how they are retried."""
 
 from __future__ import annotations
 
-import inspect
 import os
-import re
 import string
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, overload
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from surefoot_storage.paths import normalise
 
-from .errors import DeclarationError, InputRefused, StepReturnRefused
-from .retry import EFFECT_RETRY, NO_RETRY, Retry
+from . import checks
+from .errors import DeclarationError
+from .graph import VISITS_MAX, Graph
+from .names import checked_name
+from .options import check_each, checked_model, checked_retry, guards_of, lines, optional_length, outcomes_of
+from .retry import NO_RETRY, Retry
+from .schedules import QUEUE, Overlap, Schedule, checked_schedule
+from .steps import Done, Step, check_signature
+from .waits import M, NoPayload, Signal, parsed
+
+if TYPE_CHECKING:
+    from .guards import Guard
 
 P = ParamSpec("P")
 R = TypeVar("R")
-EffectFunction = TypeVar("EffectFunction", bound=Callable[..., Any])
+StepName: TypeAlias = str | Step[..., Any]
+Leads: TypeAlias = StepName | Done | Sequence[StepName]
 
 READS_BYTES_MAX = 64 << 20
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+AT_ONCE = 16
 
 
 class NoInput(BaseModel, extra="forbid"):
     """The input of workflows that take none."""
 
 
-@dataclass(frozen=True)
-class Next:
-    """Returned by a step: the run goes on with this step (loops are allowed)."""
-
-    step: str | Step[..., Any]
-
-    @property
-    def name(self) -> str:
-        """The step's name."""
-        return self.step if isinstance(self.step, str) else self.step.name
-
-
-@dataclass(frozen=True)
-class Done:
-    """Returned by a step: the run is complete, whatever was declared after this step."""
-
-
-@dataclass(frozen=True)
-class Effect:
-    """Something to tell an external system after the commit."""
-
-    name: str
-    function: Callable[..., Any]
-    timeout_s: float
-    retry: Retry
-
-
-@dataclass(eq=False)
-class Step(Generic[P, R]):
-    """A declared step. Made by `Workflow.step`."""
-
-    name: str
-    function: Callable[P, R]
-    workflow: Workflow
-    after: tuple[str, ...]
-    reads: tuple[str, ...]
-    workspace_reads: tuple[str, ...]
-    reads_bytes_max: int
-    templates: tuple[str, ...]
-    retry: Retry
-    timeout_s: float | None
-    locks: tuple[str, ...]
-    effects: list[Effect] = field(default_factory=list)
-
-    @property
-    def is_async(self) -> bool:
-        """Whether the body is a coroutine function."""
-        return inspect.iscoroutinefunction(self.function)
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """The plain body, for unit tests: it needs a real `Transaction` as its first argument."""
-        from .transaction import Transaction  # the other way round at import time
-
-        if not args or not isinstance(args[0], Transaction):
-            raise DeclarationError(
-                "call step",
-                self.name,
-                expected="a Transaction as the first argument",
-                found=type(args[0]).__name__ if args else "nothing",
-                hint="steps run in an engine: engine.run(workflow, …); called directly they protect nothing",
-            )
-        return self.function(*args, **kwargs)
-
-    @overload
-    def effect(self, function: EffectFunction) -> EffectFunction: ...
-
-    @overload
-    def effect(
-        self, function: None = None, *, timeout_s: float = ..., retry: Retry = ...
-    ) -> Callable[[EffectFunction], EffectFunction]: ...
-
-    def effect(
-        self,
-        function: Callable[..., Any] | None = None,
-        *,
-        timeout_s: float = 30.0,
-        retry: Retry = EFFECT_RETRY,
-    ) -> Any:
-        """Declares what to tell others once this step is committed: `async def tell(done: Committed)`.
-
-        Best effort, from a durable outbox: at least once, in order per run, each delivery given
-        `timeout_s`, failures repeated by `retry` and then set aside as dead. Never undoes the step.
-        """
-
-        def declare(body: Callable[..., Any]) -> Callable[..., Any]:
-            name = _checked_name("effect", body.__name__, {effect.name for effect in self.effects})
-            self.effects.append(Effect(name, body, timeout_s, retry))
-            return body
-
-        return declare if function is None else declare(function)
-
-    def resolve(self, returned: Any) -> str | None:
-        """The step that follows; None ends the run.
-
-        Raises:
-            StepReturnRefused: it returned something else, or did not choose where it must.
-        """
-        steps = self.workflow.steps
-        if isinstance(returned, Done):
-            return None
-        if isinstance(returned, Next):
-            if returned.name not in steps:
-                raise StepReturnRefused(
-                    "follow",
-                    self.name,
-                    expected=f"one of {', '.join(steps)}",
-                    found=f"Next({returned.name!r})",
-                )
-            return returned.name
-        followers = [step.name for step in steps.values() if self.name in step.after]
-        if returned is not None:
-            raise StepReturnRefused(
-                "follow",
-                self.name,
-                expected="None, Next(step) or Done()",
-                found=f"{type(returned).__name__} {str(returned)[:80]!r}",
-                hint="write what the step produced to a file; its return value says where to go",
-            )
-        if len(followers) > 1:
-            raise StepReturnRefused(
-                "follow",
-                self.name,
-                expected=f"a choice between {', '.join(followers)}",
-                found="None",
-                hint=f"return Next({followers[0]!r})",
-            )
-        return followers[0] if followers else None
-
-
 class Workflow:
-    """A named sequence of steps over one directory.
+    """A named graph of steps over one directory.
 
     Args:
         name: letters, digits, `.`, `_`, `-`.
@@ -168,6 +47,11 @@ class Workflow:
         directory: each run's own directory, relative to the workspace; `{run_id}` and the input's
             fields are filled in. Steps name files relative to it.
         templates: where templates lie; relative to the file that declares the workflow.
+        version: kept with each run. It says nothing by itself: see `pinned`.
+        pinned: runs go on only where the workflow has the version that they were started with. Without
+            it they go on with the code that is there, and a step that is gone fails its run by name.
+        deadline_s: seconds after its start at which a run that is not over fails.
+        guards: limits on what each of its transitions may do; see `guards`.
     """
 
     def __init__(
@@ -177,19 +61,32 @@ class Workflow:
         input: type[BaseModel] = NoInput,  # noqa: A002 - the word that its users would look for
         directory: str = "runs/{run_id}",
         templates: str | os.PathLike[str] = "templates",
+        version: str = "",
+        pinned: bool = False,
+        deadline_s: float | None = None,
+        guards: Sequence[Guard] = (),
     ) -> None:
-        self.name = _checked_name("workflow", name, set())
-        given: object = input  # callers without a type checker
-        if not (isinstance(given, type) and issubclass(given, BaseModel)):
+        self.name = checked_name("workflow", name)
+        self.input = checked_model("input", name, input)
+        self.directory = self.checked_pattern("directory", directory)
+        self.version = checks.text("declare workflow", name, "version", version, empty=True)
+        self.pinned = bool(pinned)
+        if self.pinned and not version:
             raise DeclarationError(
-                "declare workflow", name, expected="a pydantic model as input", found=repr(input)
-            )
-        self.input = input
-        self.directory = self._checked_pattern("directory", directory)
+                "declare workflow", name, expected="a version to pin its runs to", found="none",
+                hint='Workflow(…, version="1", pinned=True)',
+            )  # fmt: skip
+        self.deadline_s = optional_length(name, "deadline_s", deadline_s)
+        self.guards = guards_of(name, lines(guards))
         self.steps: dict[str, Step[..., Any]] = {}
+        self.signals: dict[str, Signal[Any]] = {}
+        self.schedules: dict[str, Schedule] = {}
+        self._graph: Graph | None = None
         declared_in = sys._getframe(1).f_globals.get("__file__")  # noqa: SLF001 - the file that declares the workflow
         base = os.path.dirname(os.path.abspath(declared_in)) if declared_in else os.getcwd()
         self.templates = os.path.join(base, os.fspath(templates))
+
+    # --- declaring ---
 
     @overload
     def step(self, function: Callable[P, R]) -> Step[P, R]: ...
@@ -200,14 +97,21 @@ class Workflow:
         function: None = None,
         *,
         name: str | None = ...,
-        after: str | Step[..., Any] | Sequence[str | Step[..., Any]] | None = ...,
+        after: StepName | Sequence[StepName] | None = ...,
+        outcomes: Mapping[str, Leads] | None = ...,
+        each: str | Callable[..., Any] | None = ...,
+        at_once: int = ...,
         reads: Iterable[str] = ...,
         workspace_reads: Iterable[str] = ...,
         reads_bytes_max: int = ...,
+        writes: Iterable[str] | None = ...,
         templates: Iterable[str] = ...,
         retry: Retry = ...,
         timeout_s: float | None = ...,
+        deadline_s: float | None = ...,
+        visits_max: int = ...,
         locks: Iterable[str] = ...,
+        guards: Sequence[Guard] = ...,
     ) -> Callable[[Callable[P, R]], Step[P, R]]: ...
 
     def step(
@@ -215,74 +119,216 @@ class Workflow:
         function: Callable[..., Any] | None = None,
         *,
         name: str | None = None,
-        after: str | Step[..., Any] | Sequence[str | Step[..., Any]] | None = None,
+        after: StepName | Sequence[StepName] | None = None,
+        outcomes: Mapping[str, Leads] | None = None,
+        each: str | Callable[..., Any] | None = None,
+        at_once: int = AT_ONCE,
         reads: Iterable[str] = (),
         workspace_reads: Iterable[str] = (),
         reads_bytes_max: int = READS_BYTES_MAX,
+        writes: Iterable[str] | None = None,
         templates: Iterable[str] = (),
         retry: Retry = NO_RETRY,
         timeout_s: float | None = None,
+        deadline_s: float | None = None,
+        visits_max: int = VISITS_MAX,
         locks: Iterable[str] = (),
+        guards: Sequence[Guard] = (),
     ) -> Any:
         """Declares a step: `def outline(tx: Transaction, brief: Brief) -> None`.
 
         Args:
             function: the body, where the decorator is used without parentheses.
             name: the step's identity; the function's name unless given.
-            after: the step(s) that it follows; the one declared before it unless given. A step with
-                several followers chooses one by returning `Next(step)`.
+            after: the step(s) that it follows; the one declared before it unless given. Several steps that
+                follow one are parallel branches; a step that follows several starts once nothing that is
+                still going on can lead to it. `[]`: it starts with the run.
+            outcomes: the body returns one of these names, and what it leads to follows: a step, several,
+                or `Done()`. The only way to go back: a loop.
+            each: one visit for each item of a list, at the same time: the name of a JSON file in the run's
+                directory, or a function of (tx, input). The body takes the item as its third argument.
+            at_once: items worked on at the same time.
             reads: files and globs in the run's directory, loaded before the body starts.
             workspace_reads: the same, from the workspace's root.
             reads_bytes_max: refuses to load more than this.
+            writes: files and globs in the run's directory that it may write, and no others (`/…` from the
+                workspace's root): so that two branches that write one file are refused here.
             templates: checked to exist and compile before the body starts.
             retry: when a failed attempt is repeated.
             timeout_s: seconds for one attempt; its transaction can never commit after that.
+            deadline_s: seconds for all attempts together, waits included.
+            visits_max: how often one run may come by.
             locks: names; two steps that share one are never worked on at the same time.
+            guards: limits on what its transitions may do, besides the workflow's.
 
         Raises:
-            DeclarationError: two steps of one name, an unknown predecessor, a wrong pattern.
+            GuardConflict: guards that nothing can meet together.
+            DeclarationError: two steps of one name, an unknown predecessor, a wrong pattern or number.
         """
+        given = {
+            "after": after, "outcomes": outcomes, "each": each, "at_once": at_once, "reads": reads,
+            "workspace_reads": workspace_reads, "reads_bytes_max": reads_bytes_max, "writes": writes,
+            "templates": templates, "retry": retry, "timeout_s": timeout_s, "deadline_s": deadline_s,
+            "visits_max": visits_max, "locks": locks, "guards": guards,
+        }  # fmt: skip
 
         def declare(body: Callable[..., Any]) -> Step[..., Any]:
-            label = _checked_name("step", name or body.__name__, set(self.steps))
-            step = Step(
-                name=label,
-                function=body,
-                workflow=self,
-                after=self._predecessors(label, after),
-                reads=tuple(self._checked_pattern("reads", pattern) for pattern in reads),
-                workspace_reads=tuple(self._checked_pattern("workspace_reads", p) for p in workspace_reads),
-                reads_bytes_max=reads_bytes_max,
-                templates=tuple(templates),
-                retry=retry,
-                timeout_s=timeout_s,
-                locks=tuple(locks),
-            )
-            _check_signature(step)
-            self.steps[label] = step
-            return step
+            return self._declare(body, getattr(body, "__name__", None) if name is None else name, given)
 
         return declare if function is None else declare(function)
 
-    def _predecessors(
-        self, name: str, after: str | Step[..., Any] | Sequence[str | Step[..., Any]] | None
-    ) -> tuple[str, ...]:
+    def _declare(self, body: Callable[..., Any], name: object, given: Mapping[str, Any]) -> Step[..., Any]:
+        what, label = "declare step", checked_name("step", name, self.steps)
+        subject, each = f"{self.name}/{label}", given["each"]
+        items = each is not None
+        check_each(subject, each)
+        check_signature(label, body, items=items)
+        writes = given["writes"]
+        step = Step(
+            name=label,
+            function=body,
+            workflow=self,
+            after=self._predecessors(label, given["after"]),
+            after_given=given["after"] is not None,
+            outcomes=outcomes_of(subject, given["outcomes"]),
+            each=self.checked_pattern("each", each) if isinstance(each, str) else each,
+            at_once=checks.count(what, subject, "at_once", given["at_once"], most=1_000),
+            reads=self._patterns("reads", given["reads"], item=items),
+            workspace_reads=self._patterns("workspace_reads", given["workspace_reads"], item=items),
+            reads_bytes_max=checks.count(
+                what, subject, "reads_bytes_max", given["reads_bytes_max"], least=0, most=1 << 50
+            ),
+            writes=None if writes is None else self._patterns("writes", writes, item=items),
+            templates=tuple(checks.text(what, subject, "templates", t) for t in lines(given["templates"])),
+            retry=checked_retry(subject, given["retry"]),
+            timeout_s=optional_length(subject, "timeout_s", given["timeout_s"]),
+            deadline_s=optional_length(subject, "deadline_s", given["deadline_s"]),
+            visits_max=checks.count(what, subject, "visits_max", given["visits_max"]),
+            locks=tuple(checks.text(what, subject, "locks", lock) for lock in lines(given["locks"])),
+            guards=guards_of(subject, [*self.guards, *lines(given["guards"])]),
+        )
+        self.steps[label] = step
+        self._graph = None
+        return step
+
+    @overload
+    def signal(self, name: str) -> Signal[NoPayload]: ...
+
+    @overload
+    def signal(self, name: str, payload: type[M]) -> Signal[M]: ...
+
+    def signal(self, name: str, payload: type[Any] = NoPayload) -> Signal[Any]:
+        """Declares a message that its runs can wait for, with the pydantic model of what it carries.
+
+        A step returns `tx.wait_for(signal)`, somebody calls `engine.send(run_id, signal, …)`, and the step
+        after it reads it: `tx.received(signal)`.
+        """
+        label = checked_name("signal", name, self.signals)
+        declared: Signal[Any] = Signal(label, checked_model("signal", label, payload))
+        self.signals[label] = declared
+        return declared
+
+    def schedule(
+        self,
+        name: str,
+        cron: str,
+        *,
+        zone: str = "UTC",
+        input: Any = None,  # noqa: A002 - the word that its users would look for
+        catch_up_s: float = 3_600.0,
+        overlap: Overlap = "skip",
+        queue: str = QUEUE,
+        priority: int = 0,
+    ) -> Schedule:
+        """Starts the workflow at certain times, as long as an engine that knows it is a worker somewhere.
+
+        The slot and its run are one commit: no slot is started twice, and none is lost within `catch_up_s`.
+
+        Args:
+            name: known across restarts; a changed expression begins with its next slot.
+            cron: minute, hour, day, month, weekday, as Debian's cron reads them.
+            zone: the time zone of these.
+            input: what each run is started with.
+            catch_up_s: slots that nobody could start are made up for when they are no older than this.
+            overlap: what happens to a slot while the run of an earlier one is not over: it is skipped,
+                waits for its turn (`queue`), ends the earlier one (`cancel`), or runs beside it (`allow`).
+            queue: where its runs wait.
+            priority: of its runs; lower goes first.
+
+        Raises:
+            DeclarationError, InputRefused: it could never work.
+        """
+        if name in self.schedules:
+            raise DeclarationError(
+                "declare schedule", name, expected="a name of its own", found=f"two schedules named {name!r}"
+            )
+        declared = checked_schedule(
+            name, self, cron, zone=zone, given=input, catch_up_s=catch_up_s, overlap=overlap, queue=queue,
+            priority=priority,
+        )  # fmt: skip
+        self.schedules[name] = declared
+        return declared
+
+    # --- what was declared ---
+
+    @property
+    def graph(self) -> Graph:
+        """Which steps follow which."""
+        if self._graph is None:
+            self._graph = Graph.of(self.name, (step.node for step in self.steps.values()))
+        return self._graph
+
+    def check(self) -> None:
+        """Refuses a graph that can never work. An engine does this before anything is started.
+
+        Raises:
+            DeclarationError: no step, an unknown or unreachable one, a circle that nothing leaves, two
+                branches that write one file.
+        """
+        self.graph.check()
+
+    def parse_input(self, given: Any) -> BaseModel:
+        """The validated input; `given` is the model, a dict, or JSON text.
+
+        Raises:
+            InputRefused: the model does not take it, and why for each field.
+        """
+        return parsed(self.input, given, operation="start", subject=self.name)
+
+    def place(
+        self, pattern: str, given: BaseModel, run_id: str, *, operation: str = "read", **more: object
+    ) -> str:
+        """A declared pattern with its fields filled in."""
+        values = {name: getattr(given, name) for name in type(given).model_fields}
+        return normalise(pattern.format(run_id=run_id, **{**values, **more}), operation=operation)
+
+    # --- checks ---
+
+    def _predecessors(self, name: str, after: StepName | Sequence[StepName] | None) -> tuple[str, ...]:
         if after is None:
             return tuple(list(self.steps)[-1:])
-        given = [after] if isinstance(after, str | Step) else list(after)
-        names = tuple(step if isinstance(step, str) else step.name for step in given)
+        given = [after] if isinstance(after, str | Step) else lines(after)
+        names = tuple(step.name if isinstance(step, Step) else step for step in given)
         for predecessor in names:
             if predecessor not in self.steps:
                 raise DeclarationError(
                     "declare step",
                     f"{self.name}/{name}",
                     expected=f"after= one of {', '.join(self.steps) or 'no step yet'}",
-                    found=predecessor,
-                    hint="declare a step below the ones that it follows; go back with Next(step)",
+                    found=str(predecessor),
+                    hint="declare a step below the ones that it follows; go back by outcomes=, or Next(step)",
                 )
-        return names
+        return tuple(dict.fromkeys(names))
 
-    def _checked_pattern(self, what: str, pattern: object) -> str:
+    def _patterns(self, what: str, patterns: object, *, item: bool) -> tuple[str, ...]:
+        return tuple(self.checked_pattern(what, pattern, item=item) for pattern in lines(patterns))
+
+    def checked_pattern(self, what: str, pattern: object, *, item: bool = False) -> str:
+        """A declared path, whose fields are known and which stays inside.
+
+        Raises:
+            DeclarationError: they are not, or it does not.
+        """
         if not isinstance(pattern, str):
             raise DeclarationError(
                 f"declare {what}", repr(pattern), expected="text", found=type(pattern).__name__
@@ -291,7 +337,8 @@ class Workflow:
             fields = {field for _, field, _, _ in string.Formatter().parse(pattern) if field is not None}
         except ValueError as error:
             raise DeclarationError(f"declare {what}", pattern, found=str(error)) from error
-        unknown = fields - set(self.input.model_fields) - {"run_id"}
+        allowed = {*self.input.model_fields, "run_id", *(("item", "index") if item else ())}
+        unknown = fields - allowed
         if unknown:
             raise DeclarationError(
                 f"declare {what}",
@@ -299,88 +346,23 @@ class Workflow:
                 expected=f"fields of {self.input.__name__} or run_id",
                 found=", ".join(sorted(unknown)) or "an empty {}",
             )
-        if ".." in pattern.split("/") or pattern.startswith("/"):
+        if ".." in pattern.split("/") or (pattern.startswith("/") and what != "writes"):
             raise DeclarationError(
                 f"declare {what}", pattern, expected="a path that stays inside", found=pattern
             )
         return pattern
 
-    @property
-    def first_step(self) -> str:
-        """Where a run begins.
 
-        Raises:
-            DeclarationError: no step is declared.
-        """
-        if not self.steps:
-            raise DeclarationError("run workflow", self.name, expected="at least one step", found="none")
-        return next(iter(self.steps))
-
-    def parse_input(self, given: Any) -> BaseModel:
-        """The validated input; `given` is the model, a dict, or JSON text.
-
-        Raises:
-            InputRefused: the model does not take it, and why for each field.
-        """
-        try:
-            if isinstance(given, self.input):
-                return self.input.model_validate(given.model_dump())
-            if isinstance(given, str | bytes):
-                return self.input.model_validate_json(given)
-            return self.input.model_validate({} if given is None else given)
-        except ValidationError as error:
-            problems = [
-                f"{'.'.join(str(part) for part in p['loc']) or 'input'}: {p['msg']}" for p in error.errors()
-            ]
-            raise InputRefused(
-                "start", self.name, expected=f"input for {self.input.__name__}", found="; ".join(problems)
-            ) from error
-
-    def place(self, pattern: str, given: BaseModel, run_id: str, *, operation: str = "read") -> str:
-        """A declared pattern with its fields filled in."""
-        values = {name: getattr(given, name) for name in type(given).model_fields}
-        return normalise(pattern.format(run_id=run_id, **values), operation=operation)
-
-
-def checked_run_id(run_id: object) -> str:
-    """The id, where it can be a directory's name.
+def checked_workflow(given: object) -> Workflow:
+    """A workflow that can work.
 
     Raises:
-        InputRefused: it cannot.
+        DeclarationError: it is none, or it cannot.
     """
-    if not isinstance(run_id, str) or not _NAME.fullmatch(run_id):
-        raise InputRefused(
-            "start",
-            repr(run_id),
-            expected="a run id of 1 to 128 letters, digits, '.', '_', '-', not led by punctuation",
-            found=repr(run_id),
-        )
-    return run_id
-
-
-def _checked_name(what: str, name: object, taken: set[str]) -> str:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(given, Workflow):
         raise DeclarationError(
-            f"declare {what}", repr(name), expected="letters, digits, '.', '_', '-'", found=repr(name)
+            "open the engine", repr(given)[:80], expected="a Workflow", found=type(given).__name__
         )
-    if name in taken:
-        raise DeclarationError(
-            f"declare {what}",
-            name,
-            expected="a name of its own",
-            found=f"two {what}s named {name!r}",
-            hint=f"a {what} is known by its name across restarts: rename one of them",
-        )
-    return name
-
-
-def _check_signature(step: Step[..., Any]) -> None:
-    try:
-        inspect.signature(step.function).bind(None, None)
-    except (TypeError, ValueError) as error:
-        raise DeclarationError(
-            "declare step",
-            step.name,
-            expected="a function of two arguments: (tx, input)",
-            found=f"{step.name}{inspect.signature(step.function)}",
-        ) from error
+    if given.steps:
+        given.check()
+    return given

@@ -14,6 +14,7 @@ from . import rows
 from .model import Run, RunState
 from .schema import SCHEMA
 
+UNFINISHED = ("running", "waiting", "error", "paused")
 LATE_S = 60.0  # a retry or message that is due for longer, with nobody at it
 
 
@@ -22,7 +23,11 @@ def findings(source: rows.Source, checkup: Checkup, *, now: float, deep: bool = 
     living = {worker.id for worker in checkup.workers() if worker.pid is not None}
     found = [
         *checkup.findings(deep=deep),
-        *(finding for run in rows.list_runs(source) for finding in _of_run(run, living, now)),
+        *(
+            finding
+            for run in rows.list_runs(source, states=UNFINISHED)
+            for finding in _of_run(run, living, now)
+        ),
         *_of_effects(source, living, now),
     ]
     return sorted(found, key=lambda finding: not finding.is_problem)
@@ -51,8 +56,9 @@ def _of_run(run: Run, living: set[str], now: float) -> Iterator[Finding]:
         yield Finding(
             "process-died", f"the process died while it worked on run {run.id}", text, is_problem=False
         )
-    due_since = run.updated_at if run.next_at is None else run.next_at
-    if run.state.is_due and run.owner not in living and now - due_since > LATE_S:
+    due_since = run.due_at or run.updated_at
+    is_due = run.state.is_due and run.due_at is not None
+    if is_due and run.owner not in living and now - due_since > LATE_S:
         text = f"{run.step} is due since {_moment(due_since)}"
         remedy = f"surefoot advance {run.id} --all, or an engine that knows workflow {run.workflow!r}"
         yield Finding("run-abandoned", f"nobody moves run {run.id} on", text, remedy)
@@ -94,7 +100,7 @@ def bundle(source: rows.Source, checkup: Checkup, *, version: str, now: float) -
         },
         "findings": [finding.kind for finding in findings(source, checkup, now=now)],
         "facts": checkup.facts(),
-        "runs": [_run_facts(run) for run in rows.list_runs(source)[:1000]],
+        "runs": [_run_facts(run) for run in rows.list_runs(source, limit=1000)],
         "transactions": rows.transaction_facts(source, 500),
         "effects": {s: rows.count_effects(source, s) for s in ("pending", "delivered", "dead", "withdrawn")},
     }

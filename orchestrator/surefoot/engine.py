@@ -1,52 +1,27 @@
-"""The engine: opens a workspace, moves its runs on, and answers for them."""
+"""The engine: what can be done with runs, from async and from sync code under one name."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import random as randoms
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from collections.abc import Sequence
+from typing import Any, Literal
 
-import anyio
 from anyio import to_thread
-from anyio.abc import TaskGroup
 
-from surefoot_storage import (
-    FsOps,
-    History,
-    Policy,
-    Recovered,
-    Retention,
-    SurefootError,
-    Upkeep,
-    Workspace,
-    WorkspacePoisoned,
-)
-from surefoot_storage.hardening import Durability
-from surefoot_storage.locking import WAIT_S
-from surefoot_storage.recipes import RecipeName
-from surefoot_storage.workspace import DEFAULT_POLICY, DEFAULT_RETENTION
+from surefoot_storage import History, InputError, Recovered, Upkeep
 
-from . import rows
-from .clock import Clock, SystemClock
+from . import checks, messaging, rows
+from .control import Control
 from .declare import Workflow
-from .log import logger
-from .model import Run, RunResult, TransitionResult
-from .opened import OpenEngine, Settings
+from .lifecycle import given
+from .mending import Mending
+from .model import Run, RunResult, RunState, TransitionResult
 from .pending import Pending
 from .preview import Preview
 from .previewing import Previews
-from .schema import SCHEMA
-from .undo import Request, Undoing, Undone
-
-T = TypeVar("T")
-
-EFFECTS_GRACE_S = 10.0
+from .waits import Signal
 
 
-class Engine:
+class Engine(Mending):
     """Runs workflows over the files of one workspace.
 
     From async code: `async with Engine(root, [flow]) as engine: await engine.run(flow, {…})`.
@@ -58,7 +33,10 @@ class Engine:
     Args:
         root: the workspace: an existing directory.
         workflows: the workflows whose runs this engine moves on.
-        resume: go on with unfinished runs at once.
+        resume: be a worker: go on with unfinished runs, take queued ones, and those whose wait is over.
+        queues: names of queues to serve, or `Queue`s with limits; all of them unless given.
+        runs_max: runs that it takes at the same time.
+        lease_s: a worker that shows no sign of life for so long loses its runs to others.
         threads_max: sync step bodies at the same time.
         effects_grace_s: how long closing waits for effects that are due.
         on_transition: is shown each transition's result as it happens.
@@ -72,149 +50,12 @@ class Engine:
         WorkspaceUnusable, WorkspaceBusy: from entering it; nothing was changed.
     """
 
-    def __init__(
-        self,
-        root: str | os.PathLike[str] = ".",
-        workflows: Iterable[Workflow] = (),
-        *,
-        resume: bool = True,
-        threads_max: int = 32,
-        effects_grace_s: float = EFFECTS_GRACE_S,
-        on_transition: Callable[[TransitionResult], None] = lambda _result: None,
-        policy: Policy = DEFAULT_POLICY,
-        durability: Durability = "full",
-        retention: Retention = DEFAULT_RETENTION,
-        lock_wait_s: float = WAIT_S,
-        clock: Clock | None = None,
-        random: Callable[[], float] = randoms.random,
-        new_id: Callable[[], str] = lambda: os.urandom(16).hex(),
-        fs: FsOps | None = None,
-        recipe: RecipeName | None = None,
-    ) -> None:
-        self._root = os.fspath(root)
-        self._settings = Settings(clock or SystemClock(), random, new_id, threads_max, on_transition)
-        for workflow in workflows:
-            self._settings.add(workflow)
-        self._resume = resume
-        self._effects_grace_s = effects_grace_s
-        self._storage: dict[str, Any] = {
-            "policy": policy,
-            "durability": durability,
-            "retention": retention,
-            "lock_wait_s": lock_wait_s,
-            "fs": fs,
-            "recipe": recipe,
-        }
-        self._opened: OpenEngine | None = None
-        self._stack = contextlib.AsyncExitStack()
-        self._blocking = contextlib.ExitStack()
-        self._portal: Any = None
-
-    # --- opening and closing ---
-
-    async def __aenter__(self) -> Self:
-        async with contextlib.AsyncExitStack() as stack:
-            workspace = await to_thread.run_sync(self._open_workspace)
-            stack.push_async_callback(_shielded, workspace.close)
-            tasks = await stack.enter_async_context(anyio.create_task_group())
-            self._opened = OpenEngine(self._settings, workspace, tasks)
-            stack.push_async_callback(self._wind_down, tasks)
-            await self._opened.catch_up()
-            tasks.start_soon(self._opened.outbox.serve)
-            if self._resume:
-                for run_id in await to_thread.run_sync(rows.due_runs, workspace):
-                    tasks.start_soon(self._go_on, run_id)
-            self._stack = stack.pop_all()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._stack.__aexit__(None, None, None)
-
-    def __enter__(self) -> Self:
-        from anyio.from_thread import start_blocking_portal
-
-        with contextlib.ExitStack() as stack:
-            self._portal = stack.enter_context(start_blocking_portal())
-            stack.enter_context(self._portal.wrap_async_context_manager(self))
-            self._blocking = stack.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._blocking.close()
-        finally:
-            self._portal = None
-
-    def _open_workspace(self) -> Workspace:
-        return Workspace(
-            self._root,
-            schemas=[SCHEMA],
-            **self._storage,
-            clock=self._settings.clock.now,
-            new_id=self._settings.new_id,
-            observer=lambda event, facts: logger().warning(f"storage.{event}", **facts),
-        )
-
-    async def _wind_down(self, tasks: TaskGroup) -> None:
-        opened, self._opened = self._the_open, None
-        opened.executor.closing = True
-        with anyio.CancelScope(shield=True):
-            with contextlib.suppress(SurefootError), anyio.move_on_after(self._effects_grace_s):
-                await opened.outbox.deliver_due()
-            with contextlib.suppress(SurefootError):
-                left = await to_thread.run_sync(rows.count_effects, opened.workspace, "pending")
-                if left:
-                    logger().warning("effects.undelivered", count=left)
-        tasks.cancel_scope.cancel()
+    # --- operations ---
 
     @property
-    def _the_open(self) -> OpenEngine:
-        if self._opened is None:
-            raise WorkspacePoisoned(
-                "use the engine",
-                self._root,
-                expected="an open engine",
-                found="one that is closed or was never opened",
-                hint="async with Engine(…) as engine, or with Engine(…) as engine",
-            )
-        return self._opened
-
-    def _pending(self, name: str, operation: Callable[[], Awaitable[T]]) -> Pending[T]:
-        return Pending(f"engine.{name}()", operation, self._wait)
-
-    def _wait(self, operation: Callable[[], Awaitable[Any]]) -> Any:
-        if self._portal is None:
-            raise RuntimeError("wait() works inside `with Engine(…) as engine`; in async code, await instead")
-        future = self._portal.start_task_soon(operation)
-        try:
-            return future.result()
-        except BaseException:
-            if not future.done():  # Ctrl-C: like a shutdown, the run goes on where it was when opened again
-                if self._opened is not None:
-                    self._opened.executor.closing = True
-                future.cancel()
-            raise
-
-    async def _go_on(self, run_id: str) -> None:
-        """A resumed run, in the background: nobody waits for it, so its failure is an event."""
-        opened = self._the_open
-        try:
-            run = await opened.get(run_id)
-            if run.workflow not in self._settings.workflows:
-                logger(run=run_id).warning(
-                    "run.left_alone", workflow=run.workflow, why="workflow is not known here"
-                )
-                return
-            logger(run=run_id).info("run.resumed", step=run.step)
-            await opened.drive(run_id)
-        except SurefootError as error:
-            logger(run=run_id).error("run.stopped", error=str(error))
-
-    # --- operations ---
+    def control(self) -> Control:
+        """Queues and schedules: look at them, pause them, run dry."""
+        return Control(lambda: self._the_open, lambda: self._dispatcher, self._pending)
 
     @property
     def recovered(self) -> Recovered:
@@ -235,6 +76,12 @@ class Engine:
         adopt: bool = False,
         on_exists: Literal["return", "refuse"] = "return",
         source: str = "",
+        queue: str = "",
+        priority: int = 0,
+        lane: str | None = None,
+        dedup: str | None = None,
+        delay_s: float = 0.0,
+        deadline_s: float | None = None,
     ) -> Pending[Run]:
         """Creates a run: its row, directory, status file and first trigger, in one commit.
 
@@ -242,15 +89,31 @@ class Engine:
         there (or are refused, `on_exists="refuse"`); anything else is refused. A directory that already
         holds files is refused unless `adopt=True`.
 
+        Args:
+            workflow: what to run.
+            input: with what: the model, a dict, or JSON text.
+            run_id: the run's name, and by default its directory's; made up unless given.
+            adopt: take the directory over with what is in it.
+            on_exists: whether starting it again returns the run that is there, or is refused.
+            source: FILE.py:WORKFLOW, for the command line.
+            queue: any engine that serves it moves the run on, within the queue's limits. Without one it
+                goes on when somebody says so (`resume`, `run`, `advance`).
+            priority: lower goes first.
+            lane: runs of the queue that share it go one at a time, in the order of their start; one that
+                is over, paused or in error lets the next one go.
+            dedup: while a run of the queue with this key is not over, it is returned instead.
+            delay_s: not before so many seconds from now.
+            deadline_s: seconds after which the run fails, over all its steps and waits.
+
         Raises:
             InputRefused, RunRefused, DeclarationError: nothing was changed.
         """
         return self._pending(
             "start",
             lambda: self._the_open.start(
-                workflow, input, run_id=run_id, adopt=adopt, on_exists=on_exists, source=source
-            ),
-        )
+                workflow, input, run_id=run_id, adopt=adopt, on_exists=on_exists, source=source, queue=queue,
+                priority=priority, lane=lane, dedup=dedup, delay_s=delay_s, deadline_s=deadline_s,
+            ))  # fmt: skip
 
     def run(
         self,
@@ -261,33 +124,67 @@ class Engine:
         adopt: bool = False,
         on_exists: Literal["return", "refuse"] = "return",
         source: str = "",
+        delay_s: float = 0.0,
+        deadline_s: float | None = None,
+        through_waits: bool = True,
     ) -> Pending[RunResult]:
-        """Starts a run (see `start`) and drives it until it is over or in error."""
+        """Starts a run (see `start`) and drives it, through all its waits, until it is over or in error."""
 
         async def operation() -> RunResult:
             run = await self._the_open.start(
-                workflow, input, run_id=run_id, adopt=adopt, on_exists=on_exists, source=source
-            )
-            return await self._the_open.drive(run.id)
+                workflow, input, run_id=run_id, adopt=adopt, on_exists=on_exists, source=source,
+                delay_s=delay_s, deadline_s=deadline_s,
+            )  # fmt: skip
+            return await self._the_open.drive(run.id, through_waits=through_waits)
 
         return self._pending("run", operation)
 
-    def resume(self, run_id: str) -> Pending[RunResult]:
-        """Drives a run on until it is over or in error. One in error stays there: see `retry`.
+    def resume(self, run_id: str, *, through_waits: bool = True) -> Pending[RunResult]:
+        """Drives a run on until it is over or in error. One in error or paused stays there: see `retry`.
+
+        Without `through_waits` it returns as soon as the run waits for a time, a message or other runs.
 
         Raises:
             UnknownRun, RunRefused: there is none, or its workflow is not known here.
         """
-        return self._pending("resume", lambda: self._the_open.drive(run_id))
+        return self._pending(
+            "resume",
+            lambda: self._the_open.drive(run_id, through_waits=through_waits),
+            run_id=given(run_id),
+        )
+
+    def send(
+        self,
+        run_id: str,
+        signal: Signal[Any] | str,
+        payload: Any = None,
+        *,
+        key: str | None = None,
+        sender: str = "",
+    ) -> Pending[bool]:
+        """Sends a run a message: durable when this returns, whether a step waits for it yet or not.
+
+        With `key`, sending it again does nothing and returns False.
+
+        Raises:
+            UnknownRun, RunRefused: there is no such run, or it is over.
+            InputRefused: the signal's model does not take the payload, or the key was used for another.
+            InputError: its workflow has no such signal.
+        """
+        return self._pending(
+            "send",
+            lambda: messaging.send(self._the_open, run_id, signal, payload, key=key, sender=sender),
+            run_id=given(run_id),
+        )
 
     def retry(self, run_id: str) -> Pending[RunResult]:
         """Tries the failed step of a run again, with all its attempts, and drives the run on."""
 
         async def operation() -> RunResult:
-            await self._the_open.make_due(run_id)
+            await self._repair.make_due(run_id)
             return await self._the_open.drive(run_id)
 
-        return self._pending("retry", operation)
+        return self._pending("retry", operation, run_id=given(run_id))
 
     def advance(self, run_id: str) -> Pending[TransitionResult]:
         """Exactly one attempt at the due step, now: also of a run in error, or waiting for its retry.
@@ -295,15 +192,7 @@ class Engine:
         Raises:
             UnknownRun, RunRefused: there is none, it is over, or its workflow is not known here.
         """
-        return self._pending("advance", lambda: self._the_open.advance(run_id))
-
-    def cancel(self, run_id: str) -> Pending[Run]:
-        """Ends a run; a step that is being worked on is stopped, and changes nothing.
-
-        Raises:
-            UnknownRun, RunRefused: there is none, or it is over.
-        """
-        return self._pending("cancel", lambda: self._the_open.cancel(run_id))
+        return self._pending("advance", lambda: self._repair.advance(run_id), run_id=given(run_id))
 
     def preview(self, run_id: str) -> Pending[Preview]:
         """Runs the due step's body, shows what it would change, and keeps that for `commit`. Sends nothing.
@@ -312,7 +201,9 @@ class Engine:
             UnknownRun, RunRefused: as `advance`; TransitionFailed: the body raised.
         """
         return self._pending(
-            "preview", lambda: Previews(self._the_open, self._settings.clock).preview(run_id)
+            "preview",
+            lambda: Previews(self._the_open, self._settings.clock).preview(run_id),
+            run_id=given(run_id),
         )
 
     def commit(self, digest: str) -> Pending[TransitionResult]:
@@ -321,40 +212,11 @@ class Engine:
         Raises:
             InputError, RunRefused, Conflict: none is kept, or its run or its files are not what they were.
         """
-        return self._pending("commit", lambda: Previews(self._the_open, self._settings.clock).commit(digest))
-
-    def undo(
-        self, txid: str, *, force: bool = False, paths: Sequence[str] = (), dry_run: bool = False
-    ) -> Pending[Undone]:
-        """Undoes a committed transaction by a new one: files, run state and unsent effects, or nothing.
-
-        The last transition of a run that stands, an undo, or a transaction that belongs to no run; a
-        few characters of its id are enough. `force` also where files were changed since: what is there
-        now becomes an old version. `paths` takes back only these files and leaves the run where it is.
-
-        Raises:
-            UndoRefused: something has happened since, or old contents are gone; nothing was changed.
-        """
-        return self._undo("undo", Request(txid, False, force, tuple(paths)), dry_run=dry_run)
-
-    def revert(
-        self, to: str, *, force: bool = False, paths: Sequence[str] = (), dry_run: bool = False
-    ) -> Pending[Undone]:
-        """Undoes everything that stands after a transition (or after the start) of a run, as one.
-
-        A step that is being worked on is stopped first, and changes nothing.
-
-        Raises:
-            UndoRefused: as `undo`.
-        """
-        return self._undo("revert", Request(to, True, force, tuple(paths)), dry_run=dry_run)
-
-    def _undo(self, name: str, request: Request, *, dry_run: bool) -> Pending[Undone]:
-        async def operation() -> Undone:
-            undoing = Undoing(self._the_open, self._settings.clock, request)
-            return await (undoing.plan() if dry_run else undoing.carry_out())
-
-        return self._pending(name, operation)
+        return self._pending(
+            "commit",
+            lambda: Previews(self._the_open, self._settings.clock).commit(digest),
+            digest=given(digest),
+        )
 
     @property
     def history(self) -> History:
@@ -367,11 +229,34 @@ class Engine:
         Raises:
             UnknownRun: there is none.
         """
-        return self._pending("get", lambda: self._the_open.get(run_id))
+        return self._pending("get", lambda: self._the_open.get(run_id), run_id=given(run_id))
 
-    def runs(self) -> Pending[list[Run]]:
-        """All runs, the latest change first."""
-        return self._pending("runs", lambda: to_thread.run_sync(rows.list_runs, self._the_open.workspace))
+    def runs(
+        self,
+        *,
+        states: Sequence[RunState | str] = (),
+        workflow: str | None = None,
+        queue: str | None = None,
+        limit: int | None = None,
+    ) -> Pending[list[Run]]:
+        """Runs, the latest change first: all, or those in one of the states, of a workflow, of a queue.
+
+        Raises:
+            InputError: an unknown state, or a limit below 1.
+        """
+        checks.choices("list runs", "", "states", states, list(RunState), error=InputError)
+        if limit is not None:
+            checks.count("list runs", "", "limit", limit, error=InputError)
+        return self._pending(
+            "runs",
+            lambda: to_thread.run_sync(
+                lambda: rows.list_runs(
+                    self._the_open.workspace, states=states, workflow=workflow, queue=queue, limit=limit or -1
+                )
+            ),
+            workflow=workflow,
+            queue=queue,
+        )
 
     def settle(self) -> Pending[tuple[tuple[str, str], ...]]:
         """Tries again to put committed files in place; returns (path, cause) of what is left."""
@@ -392,9 +277,4 @@ class Engine:
             await self._the_open.outbox.deliver_due(run_id)
             return await to_thread.run_sync(rows.count_effects, self._the_open.workspace, "pending", run_id)
 
-        return self._pending("deliver", operation)
-
-
-async def _shielded(work: Callable[[], None]) -> None:
-    with anyio.CancelScope(shield=True):
-        await to_thread.run_sync(work)
+        return self._pending("deliver", operation, run_id=run_id)

@@ -3,6 +3,7 @@
 SurefootError
  └─ InputError
      ├─ DeclarationError      a workflow that is declared wrongly
+     │   └─ GuardConflict     guards that nothing can meet
      ├─ LoadError             FILE.py:WORKFLOW that cannot be loaded
      ├─ InputRefused          input that the workflow's model does not take
      ├─ UnknownRun            no run of that id
@@ -12,6 +13,7 @@ SurefootError
      ├─ UndeclaredRead        an async step that reads what was not loaded
      └─ CommandFailed         a command that a step ran did not succeed
 SurefootError
+ ├─ GuardDenied               a transition that a guard does not allow
  ├─ LockNotTaken              a named lock that somebody else kept
  └─ TransitionFailed          what `result.or_raise()` raises
 """
@@ -27,6 +29,19 @@ class DeclarationError(InputError):
     """A workflow that is declared wrongly."""
 
     code = "declaration"
+
+
+class GuardConflict(DeclarationError):
+    """Guards that nothing can meet; `code` says how, `guards` which."""
+
+    def __init__(
+        self, code: str, subject: str, guards: tuple[str, ...], *, expected: str, found: str
+    ) -> None:
+        self.code = code
+        self.guards = guards
+        super().__init__(
+            "declare guards", f"{subject} ({', '.join(guards)})", expected=expected, found=found, hint=code
+        )
 
 
 class LoadError(InputError):
@@ -76,6 +91,15 @@ class CommandFailed(InputError):
 
     code = "command_failed"
     exit_code = 1
+
+
+class GuardDenied(SurefootError):
+    """A transition that a guard does not allow; nothing was changed. `code` says which kind of limit."""
+
+    def __init__(self, guard: str, code: str, subject: str, *, expected: str, found: str) -> None:
+        self.guard = guard
+        self.code = code
+        super().__init__("pass guard", f"{guard} of {subject}", expected=expected, found=found, hint=code)
 
 
 class LockNotTaken(SurefootError):

@@ -9,6 +9,7 @@ from types import TracebackType
 
 from surefoot_storage import SurefootError
 
+from .machine import LapsExceeded
 from .model import Failure
 
 _TRACEBACK_CHARS_MAX = 20_000
@@ -19,11 +20,15 @@ class StepTimedOut(Exception):
     """An attempt took longer than its step's `timeout_s`."""
 
 
+class DeadlineExceeded(Exception):
+    """A step or a run was not over when its deadline came."""
+
+
 class StepCancelled(Exception):
     """The task that ran an attempt was cancelled."""
 
 
-def describe(error: BaseException, step: str, attempt: int, at: float) -> Failure:
+def describe(error: BaseException, step: str, attempt: int, at: float, *, part: str = "") -> Failure:
     """What a run keeps of an exception. Never fails, whatever the exception's own methods do."""
     try:
         message = error._message() if isinstance(error, SurefootError) else str(error)  # noqa: SLF001 - the message without its hint
@@ -37,9 +42,9 @@ def describe(error: BaseException, step: str, attempt: int, at: float) -> Failur
         step=step,
         attempt=attempt,
         error=type(error).__name__,
-        message=message,
+        message=f"in part {part}: {message}" if part else message,
         at=at,
-        hint=error.hint if isinstance(error, SurefootError) else "",
+        hint=str(getattr(error, "hint", "")) if isinstance(error, SurefootError | LapsExceeded) else "",
         traceback=text[-_TRACEBACK_CHARS_MAX:],
     )
 

@@ -13,12 +13,13 @@ from surefoot_storage import SurefootError
 
 from .declare import Workflow
 from .errors import LoadError
+from .pipeline import SUFFIXES, load_pipeline
 
 _HINT = "name a file and a workflow in it: flows.py:publish"
 
 
 def load_workflow(reference: str) -> Workflow:
-    """The workflow that a reference names.
+    """The workflow that a reference names: `FILE.py:NAME`, or a pipeline file.
 
     The file is imported under a name of its own, and its folder goes to the *end* of the import path:
     neither can shadow an installed module.
@@ -27,11 +28,19 @@ def load_workflow(reference: str) -> Workflow:
         LoadError: the reference, the file or the name is wrong.
         SurefootError: what a wrong declaration in the file raises.
     """
+    if reference.endswith(SUFFIXES):
+        return load_pipeline(reference)
     path, colon, name = reference.rpartition(":")
     if not colon:
         path, name = reference, ""
     if not path.endswith(".py"):
-        raise LoadError("load", reference, expected="FILE.py:WORKFLOW", found=repr(reference), hint=_HINT)
+        raise LoadError(
+            "load",
+            reference,
+            expected="FILE.py:WORKFLOW, or a .toml or .yaml file",
+            found=repr(reference),
+            hint=_HINT,
+        )
     if not os.path.isfile(path):
         found = "a directory" if os.path.isdir(path) else "no such file"
         raise LoadError("load", path, expected="a Python file", found=found, hint=_HINT)

@@ -1,13 +1,9 @@
-"""The open engine: starting runs, moving them on one transition at a time, and ending them.
-
-Nothing is held while a run waits but its row. A run is moved by one task at a time: its lock is taken
-for each transition, and a second caller of `drive` waits for the first one's result.
-"""
+"""The open engine: starting runs, moving them on, and ending them."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,22 +15,29 @@ from surefoot_storage import (
     CommitFailed,
     Conflict,
     FileTransaction,
+    InputError,
+    SurefootError,
     Workspace,
     WorkspaceBlocked,
     WorkspaceBusy,
 )
 
-from . import machine, rows
+from . import checks, rows
 from .clock import Clock
-from .declare import Workflow, checked_run_id
-from .driving import Driver, same_run
+from .committing import CONFLICT_RERUNS_MAX
+from .declare import Workflow
 from .errors import DeclarationError, RunRefused
-from .execute import Executor, Moved
+from .execute import Executor
+from .leases import Leases
+from .live import Live
 from .log import logger
-from .model import Failure, Run, RunResult, RunState, TransitionResult
+from .model import Run, RunResult, TransitionResult, VisitState
+from .moving import Driver, Round, wait_for
 from .outbox import Outbox
-
-ELSEWHERE_PAUSE_S = 0.5  # between looks at a run that another process moves on
+from .queues import Queue
+from .requests import requested
+from .starting import add_start, same_run
+from .summary import foremost
 
 
 @dataclass
@@ -45,6 +48,7 @@ class Settings:
     random: Callable[[], float]
     new_id: Callable[[], str]
     threads_max: int
+    lease_s: float
     on_transition: Callable[[TransitionResult], None]
     workflows: dict[str, Workflow] = field(default_factory=dict)
 
@@ -52,7 +56,7 @@ class Settings:
         """One more workflow.
 
         Raises:
-            DeclarationError: there is another one of its name.
+            DeclarationError: there is another one of its name, or it can never work.
         """
         if self.workflows.setdefault(workflow.name, workflow) is not workflow:
             raise DeclarationError(
@@ -68,218 +72,268 @@ class OpenEngine:
 
     def __init__(self, settings: Settings, workspace: Workspace, tasks: TaskGroup) -> None:
         self.workspace = workspace
+        self.clock = settings.clock
+        self.workflows = settings.workflows
         self._settings = settings
-        self._clock = settings.clock
-        self._workflows = settings.workflows
         self.outbox = Outbox(workspace, settings.workflows, settings.clock, settings.random)
+        self.leases = Leases(workspace, settings.lease_s)
         self.executor = Executor(
-            workspace, settings.clock, settings.random, tasks, threads_max=settings.threads_max
+            workspace,
+            settings.clock,
+            settings.random,
+            tasks,
+            threads_max=settings.threads_max,
+            know=settings.add,
         )
+        self.on_due: Callable[[], None] = lambda: None
+        self.on_taken_over: Callable[[Run], Awaitable[None]]  # set by whoever counts interruptions
         self._locks: dict[str, anyio.Lock] = {}
         self._drivers: dict[str, Driver] = {}
+        self._worked = False  # since the last beat
+
+    def new_id(self) -> str:
+        """A name for something new."""
+        return self._settings.new_id()
 
     async def get(self, run_id: str) -> Run:
+        """The run as its row says."""
         return await to_thread.run_sync(rows.get_run, self.workspace, run_id)
 
     def lock(self, run_id: str) -> anyio.Lock:
+        """Of one run: whoever has it changes the run."""
         return self._locks.setdefault(run_id, anyio.Lock())
 
-    # --- after a crash ---
+    def is_elsewhere(self, run: Run) -> bool:
+        """Whether another worker moves the run on."""
+        return run.owner != self.workspace.worker and self.leases.is_working(run.owner)
 
-    async def catch_up(self) -> None:
-        """Attempts that a dead process left open are counted; failures it could not record are."""
-        for run_id, failure in await to_thread.run_sync(rows.unrecorded_failures, self.workspace):
-            run = await self.get(run_id)
-            if self.executor.is_elsewhere(run):
-                continue
-            after = machine.failed(run, failure, None, self._clock.now())
-            await self.executor.record_failure(run, after, failure)
-        for run_id in await to_thread.run_sync(rows.open_attempts, self.workspace):
-            run = await self.get(run_id)
-            if not self.executor.is_elsewhere(run):
-                await self._count_interruption(run)
+    def is_driven(self, run_id: str) -> bool:
+        """Whether a task of this engine moves the run on, or waits with it."""
+        return run_id in self._drivers
 
-    async def _count_interruption(self, run: Run) -> None:
-        now = self._clock.now()
-        ended = rows.end_attempts(run.id, "interrupted", now)
-        if not run.state.is_due:
-            await to_thread.run_sync(lambda: self.workspace.write_rows([ended], durable=False))
-            return
-        failure = Failure(
-            step=run.step or "",
-            attempt=run.failures + 1,
-            error="ProcessDied",
-            message=f"the process ended {run.interruptions + 1} times during this step",
-            at=now,
-            hint="find out why it dies, then: surefoot advance",
-        )
-        after = machine.interrupted(run, failure, now)
-        logger(run=run.id, step=run.step).warning("transition.interrupted", times=after.interruptions)
-        if after.revision == run.revision:
-            statements = [rows.count_interruption(after), ended]
-            await to_thread.run_sync(lambda: self.workspace.write_rows(statements, durable=False))
-        else:
-            count = rows.count_interruption(after)
-            with contextlib.suppress(WorkspaceBlocked):
-                await self.executor.commit_status(run, after, "interrupted", [count, ended])
+    def is_in_flight(self, run: Run) -> bool:
+        """Whether somebody, here or elsewhere, is moving it on."""
+        return run.id in self._drivers or self.is_elsewhere(run)
 
-    # --- starting ---
-
-    async def start(
-        self,
-        workflow: Workflow,
-        given: Any,
-        *,
-        run_id: str | None,
-        adopt: bool,
-        on_exists: str,
-        source: str,
-    ) -> Run:
-        self._settings.add(workflow)
-        model = workflow.parse_input(given)
-        run_id = checked_run_id(self._settings.new_id() if run_id is None else run_id)
-        new = machine.created(
-            run_id,
-            workflow.name,
-            model.model_dump_json(),
-            workflow.place(workflow.directory, model, run_id, operation="start"),
-            workflow.first_step,
-            source=source,
-            at=self._clock.now(),
-        )
-        async with self.lock(run_id):
-            there = await to_thread.run_sync(rows.find_run, self.workspace, run_id)
-            if there is not None:
-                return same_run(there, new, on_exists)
-            try:
-                commit = await self.executor.commit(lambda: self._create(new, adopt=adopt))
-            except (Conflict, CommitFailed, RunRefused):  # another process may have started it meanwhile
-                there = await to_thread.run_sync(rows.find_run, self.workspace, run_id)
-                if there is None:
-                    raise
-                return same_run(there, new, on_exists)
-            logger(run=run_id, txid=commit.txid).info(
-                "run.started", workflow=new.workflow, directory=new.directory
-            )
-        return new
-
-    def _create(self, run: Run, *, adopt: bool) -> FileTransaction:
-        users = rows.runs_in(self.workspace, run.directory)
-        if users:
-            raise RunRefused(
-                "start",
-                run.id,
-                expected=f"{run.directory} to itself",
-                found=f"run {users[0]}, which uses it and is not over",
-                hint="finish or cancel that run first, or use {run_id} in the workflow's directory",
-            )
-        files = self.workspace.begin(label=f"{run.id}/start", owner=run.id)
-        if files.exists(run.directory) and files.is_dir(run.directory) and not adopt:
-            names = files.list_dir(run.directory)
-            if names:
-                raise RunRefused(
-                    "start",
-                    run.id,
-                    expected=f"{run.directory} to be empty or missing",
-                    found=f"{len(names)} name(s) in it, {names[0]!r} among them",
-                    hint="adopt=True (--adopt) takes the directory over with what is in it",
-                )
-        files.mkdir(run.directory)
-        files.write_bytes(run.status_path, run.status.encode())
-        files.statements += [
-            rows.insert_run(run),
-            rows.append_audit(run, "started", step=None, committed=True),
-        ]
-        return files
-
-    # --- moving on ---
-
-    async def drive(self, run_id: str) -> RunResult:
-        """Until the run is over or in error; a second caller waits for the first one's result."""
-        driver = self._drivers.get(run_id)
-        if driver is not None:
-            await driver.done.wait()
-            if driver.result is not None:
-                return driver.result
-        driver = self._drivers[run_id] = Driver()
-        try:
-            driver.result = await self._drive(run_id, driver)
-        finally:
-            if self._drivers.get(run_id) is driver:
-                del self._drivers[run_id]
-            driver.done.set()
-        return driver.result
-
-    async def _drive(self, run_id: str, driver: Driver) -> RunResult:
-        run = await self.get(run_id)
-        results: list[TransitionResult] = []
-        with driver.scope:
-            while (run := await self._due_here(run)).state.is_due:
-                async with self.lock(run_id):
-                    moved = await self._move(await self._fresh(run))
-                run = moved.run
-                results.append(moved.result)
-                self._settings.on_transition(moved.result)
-                self.notify(moved.result)
-                if moved.result.outcome == "blocked":
-                    break
-        if driver.scope.cancelled_caught:
-            await driver.cancelled.wait()
-        run = await self._release(run_id)
-        return await self._result(run, results)
-
-    async def _due_here(self, run: Run) -> Run:
-        """Once it is due, and no other living process moves it on; a dead one's attempt is counted."""
-        told = False
-        while run.state.is_due:
-            if self.executor.is_elsewhere(run):
-                if not told:
-                    told = True
-                    who = self.workspace.describe_worker(run.owner)
-                    logger(run=run.id).info("run.driven_elsewhere", worker=run.owner, who=who)
-                await self._clock.sleep_until(self._clock.now() + ELSEWHERE_PAUSE_S)
-            elif run.owner not in ("", self.workspace.worker):
-                if await to_thread.run_sync(rows.open_attempts, self.workspace, run.id):
-                    await self._count_interruption(run)
-                return await self.get(run.id)
-            elif run.next_at is not None and run.next_at > self._clock.now():
-                await self._clock.sleep_until(run.next_at)
-            else:
-                return run
-            run = await self.get(run.id)
-        return run
-
-    async def _release(self, run_id: str) -> Run:
-        """Others may move it on now."""
-        run = await self.get(run_id)
-        if run.owner == self.workspace.worker:
-            released = rows.release_run(self.workspace.worker, run_id)
-            await self.executor.write_rows([released])
-        return run
-
-    async def _fresh(self, run: Run) -> Run:
-        """The row may have moved while nobody held the run's lock."""
-        return await self.get(run.id) if run.next_at is not None else run
-
-    async def _move(self, run: Run) -> Moved:
-        if not run.state.is_due:
-            result = TransitionResult(run.id, run.workflow, run.step or "", "cancelled", run.state, 0)
-            return Moved(run, result)
-        return await self.executor.transition(run, self.workflow_of(run))
+    def wake(self, run_id: str) -> None:
+        """Something has happened to a run."""
+        if run_id in self._drivers:
+            self._drivers[run_id].wake()
+        self.on_due()
 
     def workflow_of(self, run: Run) -> Workflow:
-        workflow = self._workflows.get(run.workflow)
+        """The run's workflow.
+
+        Raises:
+            RunRefused: it is not known here, or has another version than the one it is pinned to.
+        """
+        workflow = self.workflows.get(run.workflow)
         if workflow is None:
             raise RunRefused(
                 "move on",
                 run.id,
                 expected=f"workflow {run.workflow!r} in this engine",
-                found=f"only {', '.join(self._workflows)}" if self._workflows else "no workflow at all",
+                found=f"only {', '.join(self.workflows)}" if self.workflows else "no workflow at all",
                 hint=f"it was started from {run.source}"
                 if run.source
                 else "pass it to Engine(root, [workflow])",
             )
+        if workflow.pinned and workflow.version != run.version:
+            raise RunRefused(
+                "move on",
+                run.id,
+                expected=f"workflow {run.workflow!r} in version {run.version!r}, which it was started with",
+                found=f"version {workflow.version!r}",
+                hint="open an engine with that version, or drop pinned=True: runs then go on with new code",
+            )
         return workflow
+
+    # --- starting ---
+
+    async def start(
+        self, workflow: Workflow, given: Any, *, run_id: str | None, adopt: bool, on_exists: str, source: str,
+        **placing: Any,
+    ) -> Run:  # fmt: skip
+        """Creates a run, or finds the one that is there."""
+        checks.choice("start", str(run_id), "on_exists", on_exists, ("return", "refuse"), error=InputError)
+        chosen = self._settings.new_id() if run_id is None else run_id
+        new = requested(workflow, given, run_id=chosen, now=self.clock.now(), source=source, **placing)
+        self._settings.add(workflow)
+
+        def create() -> FileTransaction:
+            files = self.workspace.begin(label=f"{new.id}/start", owner=new.id)
+            add_start(self.workspace, files, new, adopt=adopt)
+            return files
+
+        async with self.lock(new.id):
+            there = await to_thread.run_sync(self._there, new)
+            if there is not None:
+                return same_run(there, new, on_exists)
+            try:
+                commit = await self.executor.commits.repeat(create)
+            except (Conflict, CommitFailed, RunRefused):  # another process may have started it meanwhile
+                there = await to_thread.run_sync(self._there, new)
+                if there is None:
+                    raise
+                return same_run(there, new, on_exists)
+        logger(run=new.id, txid=commit.txid).info(
+            "run.started", workflow=new.workflow, directory=new.directory
+        )
+        if new.queue:
+            self.on_due()
+        return new
+
+    def _there(self, new: Run) -> Run | None:
+        """In a thread: the run of that id, or the unfinished one with its deduplication key."""
+        there = rows.find_run(self.workspace, new.id)
+        if there is None and new.dedup is not None:
+            same = rows.find_dedup(self.workspace, new.queue, new.dedup)
+            there = rows.find_run(self.workspace, same) if same else None
+        return there
+
+    # --- moving on ---
+
+    async def drive(self, run_id: str, *, through_waits: bool = True) -> RunResult:
+        """Until the run is over or in error, or waits; a second caller waits for the first one's result."""
+        while (driver := self._drivers.get(run_id)) is not None:
+            await driver.done.wait()
+            if driver.result is not None:
+                return driver.result
+        with self._driving(run_id) as driver:
+            driver.result = await self._drive(run_id, driver, through_waits=through_waits)
+        return driver.result
+
+    @contextlib.contextmanager
+    def _driving(self, run_id: str) -> Iterator[Driver]:
+        self._worked = True
+        driver = self._drivers[run_id] = Driver()
+        try:
+            yield driver
+        finally:
+            if self._drivers.get(run_id) is driver:
+                del self._drivers[run_id]
+            driver.done.set()
+
+    async def _drive(self, run_id: str, driver: Driver, *, through_waits: bool) -> RunResult:
+        results: list[TransitionResult] = []
+        blocked = False
+        with driver.scope:
+            while not blocked and await self._due_here(run_id, driver, through_waits=through_waits):
+                async with self.lock(run_id):
+                    blocked = await self._round(run_id, driver, results.append) or False
+        if driver.scope.cancelled_caught:
+            await driver.cancelled.wait()
+        return await self._result(await self.release(run_id), results)
+
+    async def work(self, run_id: str, queues: Mapping[str, Queue]) -> Run | None:
+        """What is due of a run, where it can be taken; None where it cannot."""
+        if run_id in self._drivers:
+            self._drivers[run_id].wake()
+            return None
+        moved = True  # a run that is cancelled meanwhile was taken before
+        with self._driving(run_id) as driver:
+            with driver.scope:
+                async with self.lock(run_id):
+                    moved = await self._round(run_id, driver, lambda _result: None, queues) is not None
+            if driver.scope.cancelled_caught:
+                await driver.cancelled.wait()
+            left = await self.release(run_id)
+        return left if moved else None
+
+    async def _due_here(self, run_id: str, driver: Driver, *, through_waits: bool) -> bool:
+        """True once something of the run is due and nobody else moves it on; False where nothing will be."""
+        told = False
+        while True:
+            run = await self.get(run_id)
+            if not run.state.is_due:
+                return False
+            self.workflow_of(run)
+            moment = run.due_at
+            if self.is_elsewhere(run):
+                if not told:
+                    told = True
+                    who = self.workspace.describe_worker(run.owner)
+                    logger(run=run.id).info("run.driven_elsewhere", worker=run.owner, who=who)
+                await to_thread.run_sync(self.leases.look)
+                moment = None
+            elif moment is not None and moment <= self.clock.now():
+                return True
+            elif not through_waits and not any(visit.state is VisitState.DUE for visit in run.open):
+                return False
+            await wait_for(driver, self.clock, moment)
+
+    async def _round(
+        self,
+        run_id: str,
+        driver: Driver,
+        tell: Callable[[TransitionResult], None],
+        queues: Mapping[str, Queue] | None = None,
+    ) -> bool | None:
+        """Takes the run and moves it on until nothing is due. True: it is blocked; None: it was not taken."""
+        run = await self.get(run_id)
+        if not run.state.is_due or self.is_elsewhere(run):
+            return None
+        workflow = self.workflow_of(run)
+
+        def told(result: TransitionResult) -> None:
+            tell(result)
+            self._settings.on_transition(result)
+            self.notify(result)
+
+        try:
+            live = await self.take(run, queues)
+        except (WorkspaceBlocked, WorkspaceBusy) as error:
+            told(self.blocked(run, error))
+            return True
+        if live is None:
+            return None
+
+        moving = Round(
+            live, workflow, executor=self.executor, workspace=self.workspace, clock=self.clock, tell=told,
+            driver=driver,
+        )  # fmt: skip
+        await moving.run()
+        if live.run.revision == run.revision:  # nothing came of it: no commit has given the run back
+            await self.executor.commits.write_rows([rows.release_run(self.workspace.worker, run_id)])
+        return moving.is_blocked
+
+    async def take(self, run: Run, queues: Mapping[str, Queue] | None = None) -> Live | None:
+        """The run belongs to this worker now; None where somebody was faster, or its queue is at a limit.
+
+        What a dead worker was doing is counted as an interruption.
+        """
+        worker, before = self.workspace.worker, run.owner
+        if before != worker:
+            claim = [rows.claim_run(run, worker)]
+            if queues is not None:
+                queue = queues.get(run.queue)
+                counted = queue is not None and queue.at_once is not None
+                gone = await to_thread.run_sync(self.leases.gone) if counted else []
+                claim = rows.take_run(run, worker, queue, self.clock.now(), gone)
+            try:
+                await self.executor.commits.write_rows(claim)
+            except Conflict:
+                return None
+            if before:
+                await self.on_taken_over(rows.claimed(run, worker))
+            run = await self.get(run.id) if before else rows.claimed(run, worker)
+        return Live(run)
+
+    async def beat(self) -> None:
+        """Until cancelled: shows the other workers that this one is not frozen, as long as it has runs."""
+        while True:
+            if self._worked:
+                with contextlib.suppress(SurefootError):  # the next one says it as well
+                    await to_thread.run_sync(self.leases.beat)
+            self._worked = bool(self._drivers)
+            await anyio.sleep(self.leases.lease_s / 3)
+
+    async def release(self, run_id: str) -> Run:
+        """Others may move it on now."""
+        run = await self.get(run_id)
+        if run.owner == self.workspace.worker:
+            await self.executor.commits.write_rows([rows.release_run(self.workspace.worker, run_id)])
+        return run
 
     async def _result(self, run: Run, results: list[TransitionResult]) -> RunResult:
         undelivered = await to_thread.run_sync(rows.count_effects, self.workspace, "pending", run.id)
@@ -296,45 +350,38 @@ class OpenEngine:
             transition_error=run.failure is not None,
         )
 
-    async def make_due(self, run_id: str) -> Run:
-        """A run in error or waiting is due now."""
-        async with self.lock(run_id):
-            return await self._make_due(await self.get(run_id))
-
-    async def _make_due(self, run: Run) -> Run:
-        if run.state.is_over:
-            raise RunRefused("move on", run.id, expected="a run that is not over", found=run.state.value)
-        if self.executor.is_elsewhere(run):
-            raise RunRefused(
-                "move on",
-                run.id,
-                expected="a run that nobody else is working on",
-                found=f"{self.workspace.describe_worker(run.owner)}, which is",
-                hint="wait for it to end, or cancel the run: surefoot cancel",
-            )
-        self.workflow_of(run)
-        if run.state is RunState.RUNNING:
-            return run
-        after = machine.retried(run, self._clock.now())
-        await self.executor.commit_status(run, after, "retried", [])
-        return after
-
-    async def advance(self, run_id: str) -> TransitionResult:
-        async with self.lock(run_id):
-            try:
-                run = await self._make_due(await self.get(run_id))
-            except (WorkspaceBlocked, WorkspaceBusy) as error:
-                return self.executor.blocked(await self.get(run_id), error)
-            moved = await self.executor.transition(run, self.workflow_of(run))
-            await self._release(run_id)
-        self.notify(moved.result)
-        return moved.result
-
     def notify(self, result: TransitionResult) -> None:
-        """Wakes the outbox where the transition has put something into it."""
-        workflow = self._workflows[result.workflow]
-        if result.ok and workflow.steps[result.step].effects:
+        """Wakes whoever may have something to do after a transition."""
+        if not result.ok:
+            return
+        step = self.workflows[result.workflow].steps.get(result.step)
+        if step is not None and step.effects:
             self.outbox.notify()
+        self.on_due()
+
+    def blocked(self, run: Run, error: WorkspaceBlocked | WorkspaceBusy) -> TransitionResult:
+        """What could not be tried."""
+        front = foremost(run)
+        assert front is not None
+        return self.executor.blocked(run, front, error)
+
+    # --- changes of status ---
+
+    async def change(self, run_id: str, event: str, change: Callable[[Run, float], Run], **facts: Any) -> Run:
+        """A change of a run's status by itself; somebody else's change in between is built upon."""
+        for rerun in range(CONFLICT_RERUNS_MAX + 1):
+            run = await self.get(run_id)
+            after = change(run, self.clock.now())
+            try:
+                await self.executor.commits.status(run, after, event, [], **facts)
+            except Conflict:
+                if rerun == CONFLICT_RERUNS_MAX:
+                    raise
+                await self.executor.commits.pause(rerun)
+                continue
+            self.wake(run_id)
+            return after
+        raise AssertionError("unreachable")
 
     @contextlib.asynccontextmanager
     async def interrupted(self, run_id: str) -> AsyncIterator[None]:
@@ -350,18 +397,3 @@ class OpenEngine:
             self.executor.cancel_requested.discard(run_id)
             if driver is not None:
                 driver.cancelled.set()
-
-    def is_in_flight(self, run: Run) -> bool:
-        """Whether somebody, here or elsewhere, is moving it on."""
-        return run.id in self._drivers or self.executor.is_elsewhere(run)
-
-    async def cancel(self, run_id: str) -> Run:
-        await self.get(run_id)
-        async with self.interrupted(run_id):
-            run = await self.get(run_id)
-            if run.state.is_over:
-                raise RunRefused("cancel", run_id, expected="a run that is not over", found=run.state.value)
-            after = machine.cancelled(run, self._clock.now())
-            await self.executor.commit_status(run, after, "cancelled", [])
-        logger(run=run_id).info("run.cancelled", step=run.step)
-        return after

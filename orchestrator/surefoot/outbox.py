@@ -13,11 +13,12 @@ from surefoot_storage import Conflict, SurefootError, Workspace, WorkspacePoison
 
 from . import rows
 from .clock import Clock
-from .declare import Effect, Workflow
+from .declare import Workflow
 from .log import logger
 from .model import Committed
 from .retry import EFFECT_RETRY, Retry
 from .rows import Message
+from .steps import Effect
 
 _PAUSE_S = 5.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ class Preview:
     effects: tuple[str, ...]  # would be told afterwards
     digest: str = ""  # of all of it, contents included
     not_kept: str = ""  # why it cannot be committed by its digest, where it cannot
+    starts: tuple[str, ...] = ()  # runs
+    guards: tuple[Mapping[str, Any], ...] = ()  # what guards have changed
 
     @property
     def diff(self) -> str:
@@ -38,6 +41,8 @@ class Preview:
             "effects": list(self.effects),
             "digest": self.digest,
             "not_kept": self.not_kept,
+            "starts": list(self.starts),
+            "guards": [dict(note) for note in self.guards],
         }
 
 

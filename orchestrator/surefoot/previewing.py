@@ -14,12 +14,19 @@ from surefoot_storage import Conflict, FileTransaction, InputError, Sealed
 
 from . import machine, rows
 from .clock import Clock
-from .declare import Step, Workflow
+from .declare import Workflow
 from .errors import RunRefused, TransitionFailed
+from .execute import decision_of
 from .failures import describe
-from .model import Run, TransitionResult
+from .guarding import Passed, pass_guards
+from .machine import Choice, Decision
+from .model import Run, TransitionResult, Visit, VisitState
 from .opened import OpenEngine
 from .preview import Preview, changes_of
+from .reading import Read
+from .steps import Step
+from .summary import foremost
+from .transaction import Transaction
 
 
 class Previews:
@@ -38,41 +45,62 @@ class Previews:
             UnknownRun, RunRefused, TransitionFailed: there is nothing to show.
         """
         run = await self._engine.get(run_id)
-        step = self._due_step("preview", run)
+        visit, step = self._due_step("preview", run)
         workflow = self._engine.workflow_of(run)
-        tx = self._executor.begin(run, workflow, step)
+        tx = self._executor.begin(run, visit, workflow, step)
         files = tx._files  # noqa: SLF001 - the engine's half of the class
+        read = Read(run, visit, workflow, step, tx, workflow.parse_input(run.input), None)
         try:
-            given = workflow.parse_input(run.input)
-            returned = await self._executor.prepare(run, workflow, step, tx, given, record=False)
-            next_step = step.resolve(returned)
+            decision = decision_of(read, await self._executor.bodies.run(read))
+            passed = Passed()
+            if decision.items is None:
+                now = self._clock.now()
+                passed = await to_thread.run_sync(pass_guards, self._workspace, run, step, files, now)
+            after = machine.decided(run, visit.number, decision, workflow.graph, self._clock.now())
         except Exception as error:
             files.fence()
-            failure = describe(error, step.name, run.failures + 1, self._clock.now())
+            failure = describe(error, step.name, visit.failures + 1, self._clock.now(), part=tx.part)
             raise TransitionFailed(
                 "preview", f"{run_id}/{step.name}", found=f"{failure.error}: {failure.message}",
                 hint=failure.hint, result=failure,
             ) from error  # fmt: skip
         try:
-            return await to_thread.run_sync(lambda: self._show(run, step, next_step, files))
+            return await to_thread.run_sync(lambda: self._show(run, visit, step, decision, after, tx, passed))
         finally:
             files.fence()  # what was streamed goes; what is kept lies in the store
 
-    def _show(self, run: Run, step: Step[..., Any], next_step: str | None, files: FileTransaction) -> Preview:
-        after = machine.stepped(run, next_step, self._clock.now())
+    def _show(
+        self,
+        run: Run,
+        visit: Visit,
+        step: Step[..., Any],
+        decision: Decision,
+        after: Run,
+        tx: Transaction,
+        passed: Passed,
+    ) -> Preview:
+        files = tx._files  # noqa: SLF001 - the engine's half of the class
         effects = tuple(effect.name for effect in step.effects)
+        starts = tuple(child.id for _, child in tx.started)
         files.write_bytes(run.status_path, after.status.encode())
         changes = changes_of(files, self._workspace.plan(files))
         facts = {
-            "run": run.id, "revision": run.revision, "step": step.name, "next": next_step,
-            "effects": effects,
+            "run": run.id, "revision": run.revision, "step": step.name, "visit": visit.number,
+            "decision": decision.as_facts(), "effects": effects, "notes": passed.as_json,
         }  # fmt: skip
-        not_kept, sealing = "", self._workspace.sealing
-        try:
-            digest = sealing.seal(files, facts, leave_out=run.status_path)
-        except InputError as error:  # shown all the same: it says that it cannot be committed
-            digest, not_kept = "", str(error)
-        return Preview(run.id, step.name, next_step, changes, effects, digest, not_kept)
+        digest, not_kept = (
+            "",
+            f"it starts runs: {', '.join(starts)}; surefoot advance does it" if starts else "",
+        )
+        if not not_kept:
+            try:
+                digest = self._workspace.sealing.seal(files, facts, leave_out=run.status_path)
+            except InputError as error:  # shown all the same: it says that it cannot be committed
+                not_kept = str(error)
+        next_step = next((opened.step for opened in after.open if opened.number > run.visits), None)
+        return Preview(run.id, step.name, next_step, changes, effects, digest, not_kept, starts,
+            tuple(note.as_dict() for note in passed.notes),
+        )  # fmt: skip
 
     async def commit(self, digest: str) -> TransitionResult:
         """The transition that was previewed; no step runs.
@@ -85,23 +113,26 @@ class Previews:
         sealed = await to_thread.run_sync(self._workspace.sealing.find, digest)
         async with self._engine.lock(sealed.owner):
             run = await self._engine.get(sealed.owner)
-            step = self._due_step("commit", run)
-            self._refuse_other(run, self._engine.workflow_of(run), step, sealed)
+            visit, step = self._due_step("commit", run)
+            workflow = self._engine.workflow_of(run)
+            self._refuse_other(run, workflow, step, sealed)
             async with self._executor.locks.holding(step.locks):
-                result = await self._commit(run, step, sealed)
+                result = await self._commit(run, visit, workflow, step, sealed)
         self._engine.notify(result)
         return result
 
-    async def _commit(self, run: Run, step: Step[..., Any], sealed: Sealed) -> TransitionResult:
-        now = self._clock.now()
-        after = machine.stepped(run, sealed.facts["next"], now)
+    async def _commit(
+        self, run: Run, visit: Visit, workflow: Workflow, step: Step[..., Any], sealed: Sealed
+    ) -> TransitionResult:
+        now, decision = self._clock.now(), _decision(sealed)
+        after = machine.decided(run, visit.number, decision, workflow.graph, now)
 
         def prepare() -> FileTransaction:
             files = self._workspace.begin(label=f"{run.id}/{step.name}", owner=run.id)
             try:
                 sealed.put_into(files)
-                files.statements.append(rows.start_attempt(run, step.name, now))
-                return self._executor.prepare_commit(run, after, step, files)
+                files.statements.append(rows.start_attempt(run, visit, now))
+                return self._executor.prepare_commit(run, after, visit, step, files, decision)
             except BaseException:
                 files.fence()
                 raise
@@ -111,17 +142,26 @@ class Previews:
         except Conflict:
             self._refuse_moved(await self._engine.get(run.id), sealed)
             raise
-        return self._executor.report(run, after, step, commit)
+        return self._executor.report(run, after, visit, commit)
 
-    def _due_step(self, operation: str, run: Run) -> Step[..., Any]:
-        if run.state.is_over or run.step is None:
+    def _due_step(self, operation: str, run: Run) -> tuple[Visit, Step[..., Any]]:
+        visit = foremost(run)
+        if run.state.is_over or visit is None:
             raise RunRefused(operation, run.id, expected="a run with a step to do", found=run.state.value)
-        step = self._engine.workflow_of(run).steps.get(run.step)
+        if visit.wait is not None or visit.state is VisitState.JOINING:
+            raise RunRefused(
+                operation,
+                run.id,
+                expected="a step to do",
+                found=f"{visit.step}, which waits",
+                hint="surefoot why",
+            )
+        step = self._engine.workflow_of(run).steps.get(visit.step)
         if step is None:
             raise RunRefused(
-                operation, run.id, expected=f"step {run.step!r}", found="no such step in the workflow"
+                operation, run.id, expected=f"step {visit.step!r}", found="no such step in the workflow"
             )
-        return step
+        return visit, step
 
     def _refuse_other(self, run: Run, workflow: Workflow, step: Step[..., Any], sealed: Sealed) -> None:
         facts = sealed.facts
@@ -135,12 +175,14 @@ class Previews:
             )
         self._refuse_moved(run, sealed)
         effects = [effect.name for effect in step.effects]
-        unknown = facts["next"] is not None and facts["next"] not in workflow.steps
+        steps = _decision(sealed).choice.steps
+        unknown = any(name not in workflow.steps for name in steps)
         if facts["effects"] != effects or unknown:
             raise RunRefused(
                 "commit",
                 run.id,
-                expected=f"the workflow that was previewed: effects {facts['effects']}, then {facts['next']}",
+                expected=f"the workflow that was previewed: effects {facts['effects']},"
+                f" then {', '.join(steps) or 'the end'}",
                 found=f"another one: effects {effects}, steps {', '.join(workflow.steps)}",
                 hint="surefoot preview shows what would be done now",
             )
@@ -155,3 +197,11 @@ class Previews:
                 found=f"{run.state.value}, step {run.step} at revision {run.revision}",
                 hint="surefoot preview shows what would be done now",
             )
+
+
+def _decision(sealed: Sealed) -> Decision:
+    """What was decided when it was previewed; before branches there was one next step, or none."""
+    if "decision" in sealed.facts:
+        return Decision.from_facts(sealed.facts["decision"])
+    following = sealed.facts["next"]
+    return Decision(Choice("committed", (following,) if following else ()))

@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from . import checks
+from .errors import DeclarationError
+
+ATTEMPTS_MAX = 10_000
+FACTOR_MAX = 1_000
+
 
 @dataclass(frozen=True)
 class Retry:
@@ -27,9 +33,20 @@ class Retry:
     on: tuple[type[Exception], ...] = (Exception,)
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or self.initial_s < 0 or self.factor < 1 or self.max_s < 0 or self.jitter < 0:
-            raise ValueError(
-                "Retry: attempts and factor must be at least 1, initial_s, max_s and jitter at least 0"
+        what = "declare retry"
+        checks.count(what, "Retry", "attempts", self.attempts, most=ATTEMPTS_MAX)
+        checks.seconds(what, "Retry", "initial_s", self.initial_s)
+        checks.seconds(what, "Retry", "max_s", self.max_s)
+        for name, value, least in (("factor", self.factor, 1.0), ("jitter", self.jitter, 0.0)):
+            given: object = value
+            if not isinstance(given, int | float) or not least <= given <= FACTOR_MAX:
+                raise DeclarationError(
+                    what, "Retry", expected=f"{name} from {least:g} to {FACTOR_MAX}", found=repr(value)
+                )
+        kinds: object = self.on
+        if not isinstance(kinds, tuple) or not kinds or not all(_is_exception(kind) for kind in kinds):
+            raise DeclarationError(
+                what, "Retry", expected="on=(kinds of Exception, …)", found=repr(self.on)[:80]
             )
 
     def delay_s(self, failures: int, random: Callable[[], float]) -> float:
@@ -42,6 +59,10 @@ class Retry:
     def allows(self, failures: int, error: BaseException) -> bool:
         """Whether one more try is due after this many failures, the last of them `error`."""
         return failures < self.attempts and isinstance(error, self.on)
+
+
+def _is_exception(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Exception)
 
 
 NO_RETRY = Retry()

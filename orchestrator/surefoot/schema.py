@@ -85,5 +85,108 @@ SCHEMA = Schema(
             DELETE FROM sealed WHERE owner = NEW.id;
         END;
         """,
+        # 5: branches, waits, queues. A run is a set of open visits; what is in `run` sums them up.
+        """
+        ALTER TABLE run ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE run ADD COLUMN visits INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE run ADD COLUMN due_at REAL;
+        ALTER TABLE run ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE run ADD COLUMN laps TEXT NOT NULL DEFAULT '{}';
+        ALTER TABLE run ADD COLUMN version TEXT NOT NULL DEFAULT '';
+        ALTER TABLE run ADD COLUMN queue TEXT NOT NULL DEFAULT '';
+        ALTER TABLE run ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE run ADD COLUMN lane TEXT;
+        ALTER TABLE run ADD COLUMN dedup TEXT;
+        ALTER TABLE run ADD COLUMN deadline_at REAL;
+        ALTER TABLE run ADD COLUMN parent TEXT;
+        ALTER TABLE run ADD COLUMN parent_visit INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE run ADD COLUMN ordinal INTEGER NOT NULL DEFAULT 0;  -- in the order of their starts
+        CREATE TABLE visit (
+            run_id TEXT NOT NULL,
+            number INTEGER NOT NULL,
+            step TEXT NOT NULL,
+            state TEXT NOT NULL,          -- due, parked, joining, error: as it was last
+            due_at REAL,
+            failures INTEGER NOT NULL,
+            interruptions INTEGER NOT NULL,
+            failure TEXT,
+            wait TEXT,
+            topic TEXT,
+            payload TEXT,
+            item TEXT,
+            idx INTEGER,
+            grp INTEGER,
+            deadline_at REAL,
+            joins INTEGER NOT NULL,
+            opened INTEGER NOT NULL,      -- the run's revision that brought it
+            closed INTEGER,               -- and the one that ended it: so that undo knows what was open when
+            outcome TEXT,
+            PRIMARY KEY (run_id, number)
+        ) WITHOUT ROWID;
+        CREATE INDEX visit_open ON visit (run_id, number) WHERE closed IS NULL;
+        INSERT INTO visit SELECT id, position + 1, step, CASE state WHEN 'error' THEN 'error' ELSE 'due' END,
+            CASE state WHEN 'error' THEN NULL WHEN 'waiting' THEN next_at ELSE 0 END, failures, interruptions,
+            failure, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, revision, NULL, NULL
+            FROM run WHERE step IS NOT NULL AND state NOT IN ('completed', 'cancelled');
+        UPDATE run SET visits = position + (state NOT IN ('completed', 'cancelled')),
+            paused = state = 'paused',
+            due_at = CASE state WHEN 'running' THEN 0 WHEN 'waiting' THEN next_at END;
+        UPDATE run SET ordinal = o.n FROM
+            (SELECT id, row_number() OVER (ORDER BY created_at, id) AS n FROM run) AS o WHERE o.id = run.id;
+        CREATE UNIQUE INDEX run_ordinal ON run (ordinal);
+        DROP INDEX run_due;
+        CREATE INDEX run_due ON run (priority, due_at, ordinal) WHERE due_at IS NOT NULL;
+        CREATE INDEX run_owned ON run (owner) WHERE owner <> '';
+        CREATE INDEX run_parent ON run (parent, parent_visit) WHERE parent IS NOT NULL;
+        CREATE INDEX run_lane ON run (queue, lane, state, ordinal) WHERE lane IS NOT NULL;
+        CREATE UNIQUE INDEX run_dedup ON run (queue, dedup)
+            WHERE dedup IS NOT NULL AND state NOT IN ('completed', 'cancelled');
+        CREATE INDEX run_directory ON run (directory);  -- not by state: each commit sets it
+        CREATE INDEX run_state ON run (state, updated_at DESC, id);
+        ALTER TABLE attempt RENAME COLUMN position TO visit;
+        CREATE INDEX attempt_unrecorded ON attempt (run_id) WHERE outcome = 'unrecorded';
+        ALTER TABLE audit ADD COLUMN visit INTEGER;
+        ALTER TABLE audit ADD COLUMN outcome TEXT;
+        ALTER TABLE audit ADD COLUMN notes TEXT;  -- JSON: what guards have done
+        -- What was sent to runs; it stays as history.
+        CREATE TABLE message (
+            id INTEGER PRIMARY KEY,
+            run_id TEXT NOT NULL,
+            topic TEXT NOT NULL,
+            key TEXT,                     -- sent twice with one key, it is one message
+            payload TEXT NOT NULL,
+            at REAL NOT NULL,
+            sender TEXT NOT NULL,
+            visit INTEGER,                -- that received it
+            refused TEXT                  -- why its payload was not taken
+        );
+        CREATE INDEX message_waiting ON message (run_id, topic, id) WHERE visit IS NULL AND refused IS NULL;
+        CREATE UNIQUE INDEX message_key ON message (run_id, topic, key) WHERE key IS NOT NULL;
+        CREATE TABLE queue (
+            name TEXT PRIMARY KEY,
+            paused INTEGER NOT NULL,
+            reason TEXT NOT NULL,
+            at REAL NOT NULL
+        ) WITHOUT ROWID;
+        -- When runs were taken from queues that have a rate; old ones are removed by the next.
+        CREATE TABLE pace (
+            queue TEXT NOT NULL,
+            at REAL NOT NULL
+        );
+        CREATE INDEX pace_at ON pace (queue, at);
+        CREATE TABLE schedule (
+            name TEXT PRIMARY KEY,
+            workflow TEXT NOT NULL,
+            cron TEXT NOT NULL,
+            zone TEXT NOT NULL,
+            last_slot REAL NOT NULL,      -- everything up to it is dealt with
+            paused INTEGER NOT NULL
+        ) WITHOUT ROWID;
+        -- A number that living workers count up: one that stands still is frozen.
+        CREATE TABLE worker (
+            id TEXT PRIMARY KEY,
+            beat INTEGER NOT NULL
+        ) WITHOUT ROWID;
+        """,
     ),
 )

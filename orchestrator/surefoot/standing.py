@@ -25,11 +25,12 @@ class Event:
     step: str | None
     undoes: tuple[str, ...]
     status: Mapping[str, Any]  # afterwards
+    visit: int | None = None
 
     @property
     def is_step(self) -> bool:
-        """A committed transition."""
-        return self.event == "step"
+        """A committed transition: of a step's body, or of the end of its wait."""
+        return self.event in ("step", "woken", "skipped")
 
     def __str__(self) -> str:
         return f"{'undo' if self.undoes else self.step} ({self.txid[:12]})"

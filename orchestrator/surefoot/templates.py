@@ -48,6 +48,16 @@ def render(directory: str, name: str, values: dict[str, Any]) -> str:
     return str(_guard(directory, name, lambda: _environment(directory).get_template(name).render(values)))
 
 
+def render_text(text: str, values: dict[str, Any]) -> str:
+    """A text as a template, filled in.
+
+    Raises:
+        TemplateRefused: it is broken, or uses a value that was not given.
+    """
+    environment = _environment(os.devnull)
+    return str(_guard("", "a text", lambda: environment.from_string(text).render(values)))
+
+
 def _guard(directory: str, name: str, act: Any) -> Any:
     from jinja2 import TemplateError, TemplateNotFound, TemplateSyntaxError, UndefinedError
 

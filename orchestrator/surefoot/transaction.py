@@ -1,263 +1,24 @@
-"""What a step works with: files that change together, templates, and facts about the run."""
+"""What a step works with: files that change together, what comes next, and facts about the run."""
 
 from __future__ import annotations
 
 import json
 import threading
 from collections.abc import Callable
-from io import BufferedReader, BufferedWriter
-from typing import Any
+from datetime import datetime
+from typing import Any, overload
 
-from pydantic import BaseModel
-
-from surefoot_storage import (
-    File,
-    FileTransaction,
-    InputError,
-    PathRefused,
-    TransactionClosed,
-    UnreadableFile,
-    Workspace,
-)
-from surefoot_storage.paths import PathLike, normalise
+from surefoot_storage import FileTransaction, InputError, TransactionClosed, Workspace
 
 from . import templates
-from .errors import UndeclaredRead
-from .model import Run
-from .streams import Stream
+from .declare import Workflow
+from .errors import StepReturnRefused
+from .files import Files
+from .model import Run, Visit
+from .requests import requested
+from .waits import M, Signal, Wait, message, runs, sleep
 
-_REQUIRED: Any = object()
-
-
-class Files:
-    """Reading and staging below one directory of the workspace.
-
-    Nothing reaches the disk before the step's commit; reads see the step's own writes.
-    """
-
-    def __init__(
-        self, workspace: Workspace, files: FileTransaction, prefix: str, *, is_async: bool, status_path: str
-    ) -> None:
-        self._storage = workspace
-        self._files = files
-        self._prefix = f"{prefix}/" if prefix else ""
-        self._is_async = is_async
-        self._status_path = status_path
-        self._loaded: set[str] = set()
-
-    def _path(self, path: PathLike, operation: str) -> str:
-        return self._prefix + normalise(path, operation=operation)
-
-    def _readable(self, path: PathLike) -> str:
-        name = self._path(path, "read")
-        if self._is_async and not self._files.known(name) and name not in self._loaded:
-            raise UndeclaredRead(
-                "read",
-                name,
-                expected="a file that is in memory: an async step must not wait for the disk",
-                found="one that was neither declared nor loaded",
-                hint=f"declare it: reads=[{str(path)!r}]; or load it first: await tx.load({str(path)!r})",
-            )
-        return name
-
-    def _writable(self, path: PathLike, operation: str) -> str:
-        name = self._path(path, operation)
-        if name == self._status_path:
-            raise PathRefused(
-                operation,
-                name,
-                expected="the step's own files",
-                found="the status file, which the engine writes",
-            )
-        return name
-
-    # --- reading ---
-
-    def read_bytes(self, path: PathLike) -> bytes:
-        """The content.
-
-        Raises:
-            UnreadableFile: there is none, or it may not be read.
-            PathRefused: the path leads outside or is no plain file.
-            UndeclaredRead: an async step that has not loaded it.
-        """
-        return self._files.read_bytes(self._readable(path))
-
-    def read_text(self, path: PathLike, *, default: str = _REQUIRED) -> str:
-        """The content as UTF-8 text; `default` where there is no such file.
-
-        Raises:
-            UnreadableFile: it is not UTF-8; and as `read_bytes`.
-        """
-        if default is not _REQUIRED and not self.exists(path):
-            return default
-        data = self.read_bytes(path)
-        try:
-            return data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UnreadableFile(
-                "read",
-                self._path(path, "read"),
-                expected="UTF-8 text",
-                found=f"byte 0x{data[error.start]:02x} at offset {error.start}",
-                hint="read_bytes takes any content",
-            ) from error
-
-    def read_json(self, path: PathLike, *, default: Any = _REQUIRED) -> Any:
-        """The content as JSON; `default` where there is no such file.
-
-        Raises:
-            UnreadableFile: it is not JSON; and as `read_text`.
-        """
-        if default is not _REQUIRED and not self.exists(path):
-            return default
-        text = self.read_text(path)
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise UnreadableFile(
-                "read",
-                self._path(path, "read"),
-                expected="JSON",
-                found=str(error),
-                hint="mend the file, then retry",
-            ) from error
-
-    def exists(self, path: PathLike) -> bool:
-        """Whether there is a file or directory."""
-        return self._files.exists(self._readable(path))
-
-    def is_dir(self, path: PathLike) -> bool:
-        """Whether there is a directory."""
-        return self._files.is_dir(self._readable(path))
-
-    def list_dir(self, path: PathLike = ".") -> list[str]:
-        """The names in a directory, sorted. A name that appears before the commit is a conflict."""
-        inner = self._prefix.rstrip("/") if str(path) in (".", "") else self._path(path, "list")
-        if self._is_async and inner not in self._files.listings:
-            self._readable(path if str(path) not in (".", "") else "*")
-        return self._files.list_dir(inner)
-
-    def glob(self, pattern: PathLike) -> list[str]:
-        """The files that match, sorted, relative to this directory. A new match is a conflict."""
-        name = self._path(pattern, "match")
-        if self._is_async and name not in self._loaded:
-            self._readable(pattern)
-        return [path[len(self._prefix) :] for path in self._files.glob(name)]
-
-    async def load(self, pattern: PathLike) -> None:
-        """Reads a file or all matches of a glob, so that an async step can use them.
-
-        Raises:
-            UnreadableFile, PathRefused: as reading does.
-        """
-        from anyio import to_thread
-
-        await to_thread.run_sync(self._load_now, str(pattern))
-
-    def _load_together(self, paths: list[str]) -> None:
-        """Loads several files at once; their sizes are counted by `_load_now`."""
-        self._files.load_all([self._path(path, "read") for path in paths])
-
-    def _load_now(self, pattern: str) -> int:
-        """Loads what a pattern names; returns its size in bytes. For worker threads."""
-        name = self._path(pattern, "read")
-        paths = self._files.glob(name) if set(pattern) & set("*?[") else [name]
-        self._loaded.add(name)
-        states = [snapshot.state for snapshot in self._files.load_all(paths)]
-        return sum(state.size for state in states if isinstance(state, File))
-
-    # --- writing ---
-
-    def write_bytes(self, path: PathLike, data: bytes, *, mode: int | None = None) -> None:
-        """The file shall hold `data`; directories above it are made. `mode` is its permission bits."""
-        self._files.write_bytes(self._writable(path, "write"), data, mode=mode)
-
-    def write_text(self, path: PathLike, text: str, *, mode: int | None = None) -> None:
-        """The file shall hold `text`, in UTF-8."""
-        if not isinstance(text, str):
-            raise InputError("write", self._path(path, "write"), expected="text", found=type(text).__name__)
-        try:
-            data = text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InputError(
-                "write", self._path(path, "write"), expected="text that UTF-8 can hold", found=str(error)
-            ) from error
-        self.write_bytes(path, data, mode=mode)
-
-    def write_json(self, path: PathLike, value: Any, *, mode: int | None = None) -> None:
-        """The file shall hold `value` as indented JSON; pydantic models are taken as they are."""
-        try:
-            text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                "write", self._path(path, "write"), expected="a value that JSON can hold", found=str(error)
-            ) from error
-        self.write_text(path, text + "\n", mode=mode)
-
-    def create(self, path: PathLike, *, mode: int | None = None) -> Stream[BufferedWriter]:
-        """A stream into the file, for contents that do not fit into memory; one block, sync or async.
-
-        Raises:
-            StageFailed: the disk does not take it.
-            IncompatibleOperations: at the commit, where the block was not left.
-        """
-        name = self._writable(path, "write")
-        return Stream(lambda: self._storage.create(self._files, name, mode=mode))
-
-    def open(self, path: PathLike) -> Stream[BufferedReader]:
-        """A stream out of the file; one block, sync or async. It need not be declared or loaded.
-
-        Raises:
-            UnreadableFile: there is none, or it may not be read.
-            Conflict: somebody changed it while it was read; the attempt is repeated.
-        """
-        name = self._path(path, "read")
-        return Stream(lambda: self._storage.open(self._files, name))
-
-    def delete(self, path: PathLike) -> None:
-        """The file shall be gone; it must be there."""
-        self._files.delete(self._writable(path, "delete"))
-
-    def mkdir(self, path: PathLike, *, mode: int | None = None) -> None:
-        """The directory shall be there; it may be already."""
-        self._files.mkdir(self._writable(path, "mkdir"), mode=mode)
-
-    def rmdir(self, path: PathLike) -> None:
-        """The directory shall be gone; it must be there, and empty by then."""
-        self._files.rmdir(self._writable(path, "rmdir"))
-
-    def rmtree(self, path: PathLike) -> None:
-        """The directory and all in it shall be gone, in one step for those who look; it must be there."""
-        name = self._writable(path, "rmtree")
-        self._refuse_status("rmtree", name)
-        self._files.rmtree(name)
-
-    def swap(self, path: PathLike) -> None:
-        """The changes in an existing directory shall be seen as one: it is exchanged whole."""
-        name = self._writable(path, "swap")
-        self._refuse_status("swap", name)
-        self._files.swap(name)
-
-    def rename(self, path: PathLike, new: PathLike) -> None:
-        """The file or directory shall be found under another name, which must be free."""
-        name = self._writable(path, "rename")
-        self._refuse_status("rename", name)
-        self._files.rename(name, self._writable(new, "rename"))
-
-    def _refuse_status(self, operation: str, directory: str) -> None:
-        if self._status_path.startswith(f"{directory}/"):
-            raise PathRefused(
-                operation,
-                directory,
-                expected="a directory without the run's status file",
-                found=self._status_path,
-                hint="name the directories below it",
-            )
-
-    def chmod(self, path: PathLike, mode: int) -> None:
-        """The file or directory shall have these permission bits."""
-        self._files.chmod(self._writable(path, "chmod"), mode)
+STARTS_MAX = 1_000
 
 
 class Transaction(Files):
@@ -272,21 +33,30 @@ class Transaction(Files):
         workspace: Workspace,
         files: FileTransaction,
         run: Run,
+        visit: Visit,
         *,
-        step: str,
-        attempt: int,
         templates_dir: str,
         is_async: bool,
+        now: float,
     ) -> None:
         super().__init__(workspace, files, run.directory, is_async=is_async, status_path=run.status_path)
         self.workspace = Files(workspace, files, "", is_async=is_async, status_path=run.status_path)
         """The same transaction, seen from the workspace's root."""
         self.run_id = run.id
-        self.step = step
-        self.attempt = attempt
+        self.step = visit.step
+        self.part = ""
+        """The part of the step that runs at the moment."""
+        self.index = visit.index
+        """Of the item of a fan-out in its list, from 0."""
+        self.attempt = visit.failures + 1
         """1 for the first try."""
-        self.key = run.key(step)
-        """The same in every attempt at this step: for receivers to deduplicate by."""
+        self.key = run.key(visit, visit.step)
+        """The same in every attempt at this visit of the step: for receivers to deduplicate by."""
+        self.now = now
+        """When the attempt began, in seconds since 1970: use it instead of asking the clock."""
+        self.started: list[tuple[Workflow, Run]] = []
+        self._visit = visit
+        self._wait: Wait | None = None
         self._templates_dir = templates_dir
         self._over = threading.Event()
         self._on_end: list[Callable[[], None]] = []
@@ -303,6 +73,112 @@ class Transaction(Files):
             TemplateRefused: it is missing, broken, or uses a value that was not given.
         """
         return templates.render(self._templates_dir, template, values)
+
+    # --- what comes next ---
+
+    def sleep(self, seconds: float | None = None, *, until: datetime | float | None = None) -> Wait:
+        """`return tx.sleep(60)`: once this step is committed, the run waits; its rows are all that is kept.
+
+        Raises:
+            InputError: a negative length, a moment without a time zone, both or neither.
+        """
+        return self._waiting(sleep(seconds, until=until))
+
+    def wait_for(self, signal: Signal[Any], *, timeout_s: float | None = None) -> Wait:
+        """`return tx.wait_for(approve)`: until somebody has sent that message, or has already.
+
+        The outcome is `received`, or `timeout`; the step after it reads the message by `tx.received`.
+        """
+        return self._waiting(message(signal, timeout_s))
+
+    def wait_for_runs(self, *, timeout_s: float | None = None) -> Wait:
+        """`return tx.wait_for_runs()`: until all runs are over that this step has started.
+
+        The outcome is `completed`, or `cancelled` where one was, `timeout`, or `error` as soon as one is in
+        error (where the step declares that outcome; otherwise the run waits until somebody has mended it).
+        """
+        return self._waiting(runs(timeout_s))
+
+    def _waiting(self, wait: Wait) -> Wait:
+        self._wait = wait
+        return wait
+
+    def check_wait(self, returned: object) -> None:
+        """A wait that is made is returned: otherwise it would do nothing.
+
+        Raises:
+            StepReturnRefused: it was not.
+        """
+        if self._wait is not None and returned is not self._wait:
+            raise StepReturnRefused(
+                "follow", self.step, expected=f"the step to return its wait for {self._wait}",
+                found=f"{type(returned).__name__}", hint="return tx.sleep(…), return tx.wait_for(…)",
+            )  # fmt: skip
+
+    @overload
+    def received(self, signal: Signal[M]) -> M: ...
+
+    @overload
+    def received(self, signal: None = None) -> Any: ...
+
+    def received(self, signal: Signal[Any] | None = None) -> Any:
+        """What the wait before this step has brought: a signal's payload; of runs, their ids and states.
+
+        Raises:
+            InputError: nothing was received.
+        """
+        payload = self._visit.payload
+        if payload is None:
+            raise InputError(
+                "receive", f"{self.run_id}/{self.step}",
+                expected=f"a message {signal.name!r}" if signal else "a message",
+                found="none: the step before this one waited for no message, or in vain",
+                hint="read it in the step that follows the outcome 'received'",
+            )  # fmt: skip
+        return json.loads(payload) if signal is None else signal.parse(payload)
+
+    def start(
+        self,
+        workflow: Workflow,
+        given: Any = None,
+        *,
+        run_id: str | None = None,
+        queue: str = "",
+        priority: int = 0,
+        lane: str | None = None,
+        dedup: str | None = None,
+        delay_s: float = 0.0,
+        deadline_s: float | None = None,
+    ) -> str:
+        """A run of its own, started by this transaction's commit, or not at all; returns its id.
+
+        It goes on in this engine or in any worker of its queue; see `wait_for_runs`.
+
+        Raises:
+            InputRefused, DeclarationError: it could not be started like this.
+        """
+        if len(self.started) >= STARTS_MAX:
+            raise InputError(
+                "start", self.step, expected=f"at most {STARTS_MAX} runs from one step", found="more"
+            )
+        number = len(self.started) + 1
+        run = requested(
+            workflow, given, run_id=run_id or f"{self.run_id}.{self._visit.number}.{number}", now=self.now,
+            queue=queue, priority=priority, lane=lane, dedup=dedup, delay_s=delay_s, deadline_s=deadline_s,
+            parent=self.run_id, parent_visit=self._visit.number,
+        )  # fmt: skip
+        self.started.append((workflow, run))
+        return run.id
+
+    # --- its end ---
+
+    def render_text(self, text: str, /, **values: Any) -> str:
+        """A text that is a template itself, filled in.
+
+        Raises:
+            TemplateRefused: it is broken, or uses a value that was not given.
+        """
+        return templates.render_text(text, values)
 
     def on_end(self, stop: Callable[[], None]) -> None:
         """Calls `stop` when the attempt is cancelled or times out: to end what this step has started.
@@ -326,9 +202,3 @@ class Transaction(Files):
         for stop in list(self._on_end):
             stop()
         return True
-
-
-def _plain(value: object) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    raise TypeError(f"{type(value).__name__} {str(value)[:60]!r} is not JSON")

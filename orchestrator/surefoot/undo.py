@@ -93,7 +93,7 @@ class Undoing:
         return await self._commit()
 
     async def _commit(self) -> Undone:
-        commit = await self._engine.executor.commit(self.prepare)
+        commit = await self._engine.executor.commits.repeat(self.prepare)
         assert self.found is not None
         done = replace(self.found, txid=commit.txid)
         self._engine.outbox.notify()  # what stands again is told
@@ -128,12 +128,14 @@ class Undoing:
             self._refuse_second_user(run)
         if whole and not back_to:
             self._refuse_in_flight(run, entry)
+        if whole:
+            self._refuse_children(run, target)
         txids = tuple(event.txid for event in target.events)
         entries = self._workspace.history.of(run.id, after=entry.seq) if back_to else [entry]
         files = self._workspace.begin(label=f"{run.id}/undo", owner=run.id)
         went = self._go_back(files, entries, skip=run.status_path)
         now = self._clock.now()
-        after = machine.undone(run, target.status, now) if whole else machine.noted(run, now)
+        after = self._after(run, target, now) if whole else machine.noted(run, now)
         effects = rows.effects_of(self._workspace, txids) if whole else []
         unsent = [e for e in effects if e["state"] == "pending" and not self._is_being_sent(e["owner"])]
         sent = [e["key"] for e in effects if e["state"] in ("pending", "delivered") and e not in unsent]
@@ -145,8 +147,14 @@ class Undoing:
             *_statements(run, after, target, whole=whole),
             *(rows.withdraw_effect(e["key"], e["owner"]) for e in unsent),
         ]
-        self._engine.executor.with_status(run, after, files, statements)
+        self._engine.executor.commits.with_status(run, after, files, statements)
         return files
+
+    def _after(self, run: Run, target: Target, now: float) -> Run:
+        """The run as it was, as far as it goes back."""
+        workflow = self._engine.workflows.get(run.workflow)
+        open_then = rows.visits_at(self._workspace, run.id, target.status["revision"])
+        return machine.undone(run, target.status, open_then, workflow.graph if workflow else None, now)
 
     def _is_being_sent(self, worker: str) -> bool:
         return worker == self._workspace.worker or (worker != "" and self._workspace.is_alive(worker))
@@ -174,6 +182,20 @@ class Undoing:
             found=f"{run.step}, which is being worked on",
             hint="wait for it, or stop it and go back: surefoot revert",
         )
+
+    def _refuse_children(self, run: Run, target: Target) -> None:
+        """Runs that it has started have a life of their own: taking their directories away would end it."""
+        for event in target.events:
+            children = rows.children_of(self._workspace, run.id, event.visit) if event.visit else []
+            if event.event == "step" and children:
+                names = ", ".join(child["id"] for child in children[:5])
+                raise UndoRefused(
+                    "undo",
+                    str(event),
+                    expected="a transition that has started no other runs",
+                    found=f"{len(children)}: {names}",
+                    hint="cancel those, and take back files alone: --path",
+                )
 
     def _go_back(
         self, files: FileTransaction, entries: Sequence[LogEntry], *, skip: str
@@ -215,9 +237,10 @@ def _only(changes: Sequence[Change], paths: Sequence[str]) -> list[Change]:
 def _statements(run: Run, after: Run, target: Target, *, whole: bool) -> list[Statement]:
     txids = [event.txid for event in target.events]
     if not whole:
-        return [rows.update_run(after), rows.append_audit(after, SOME_FILES, step=run.step, committed=True)]
+        return [*rows.save(run, after), rows.append_audit(after, SOME_FILES, step=run.step)]
     return [
-        rows.update_run(after),
-        rows.append_audit(after, "undo", step=after.step, committed=True, undoes=txids),
+        *rows.save(run, after, "undone"),
+        rows.append_audit(after, "undo", step=after.step, undoes=txids),
         rows.renew_effects(target.renewed),
+        rows.release_messages(run.id, [event.visit for event in target.events if event.visit is not None]),
     ]

@@ -152,7 +152,7 @@ class Checkup:
             yield Finding("lock-held", what, processes.describe(pid), remedy.format(pid))
         for worker in workers:
             if worker.is_stopped and worker.pid is not None and worker.pid != pid:
-                what = f"worker {worker.id} is stopped: nobody takes over its runs"
+                what = f"worker {worker.id} is stopped: its runs wait for the end of their lease"
                 yield Finding(
                     "worker-stopped", what, processes.describe(worker.pid), remedy.format(worker.pid)
                 )

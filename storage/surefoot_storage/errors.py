@@ -31,7 +31,7 @@ from typing import ClassVar
 class SurefootError(Exception):
     """What was tried, on what, what was expected, what was found, and what to do about it."""
 
-    code: ClassVar[str] = "error"
+    code: str = "error"
     exit_code: ClassVar[int] = 1
 
     def __init__(

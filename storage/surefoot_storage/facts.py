@@ -6,6 +6,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
+from .checkup import Checkup
 from .errors import SurefootError
 from .fsops import FsOps
 from .history import History
@@ -54,6 +55,12 @@ class Facts(ABC):
         """What was committed here."""
         self._check_alive()
         return History(self.fs, self._store.root, self._store.looking)
+
+    @property
+    def checkup(self) -> Checkup:
+        """What is wrong here."""
+        self._check_alive()
+        return Checkup(self.fs, self._store.path, self._store.root, self._store.reader, self.history)
 
     @property
     def uuid(self) -> str:

@@ -8,7 +8,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import pytest
+
+from surefoot import Engine
 
 
 def not_run(reason: str, *, missing_package: bool = False) -> None:
@@ -52,3 +55,13 @@ def overlaid(folder: Path) -> Iterator[Path]:
         yield mount
     finally:
         subprocess.run(["umount", "-l", mount], check=False)
+
+
+async def looked(engine: Engine) -> None:
+    """Until the engine's worker has looked twice from here on, and what it has taken is over or waits."""
+    dispatcher = engine._dispatcher
+    assert dispatcher is not None
+    before = dispatcher.looks
+    while dispatcher.looks < before + 2:
+        dispatcher.notify()
+        await anyio.sleep(0.005)

@@ -42,6 +42,8 @@ def _status_text(run: Run, facts: dict[str, Any]) -> str:
         f"run         {run.id} ({run.workflow})",
         f"state       {run.state.value}" + (f", next attempt {moment(run.next_at)}" if run.next_at else ""),
         f"step        {run.step or '-'} (last: {run.last_step or '-'})",
+        *([f"waits for   {facts['waits_for']}"] if facts.get("waits_for") else []),
+        *(f"branch      {_branch_text(branch)}" for branch in facts.get("branches", ())),
         f"directory   {run.directory}",
         f"updated     {moment(run.updated_at)}, revision {run.revision}",
     ]
@@ -59,18 +61,40 @@ def _status_text(run: Run, facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _branch_text(branch: dict[str, Any]) -> str:
+    item = f" (item {branch['item']})" if "item" in branch else ""
+    waits = f", waits for {branch['waits_for']}" if "waits_for" in branch else ""
+    return f"{branch['step']}{item}: {branch['state']}{waits}"
+
+
 @cli.command("list")
+@click.option(
+    "--state", "states", multiple=True, type=click.Choice(list(RunState)), help="Only in this state."
+)
+@click.option("--workflow", help="Only runs of this workflow.")
+@click.option("--queue", help="Only runs of this queue.")
+@click.option("--limit", default=1_000, show_default=True, type=click.IntRange(1), help="At most so many.")
 @shared_options
-def list_runs(*, workspace: str, as_json: bool) -> int:
-    """Show all runs, the latest change first."""
+def list_runs(
+    *,
+    states: tuple[str, ...],
+    workflow: str | None,
+    queue: str | None,
+    limit: int,
+    workspace: str,
+    as_json: bool,
+) -> int:
+    """Show runs, the latest change first."""
     with ReadOnlyWorkspace(workspace, schemas=[SCHEMA]) as opened:
-        runs = rows.list_runs(opened)
+        runs = rows.list_runs(opened, states=states, workflow=workflow, queue=queue, limit=limit + 1)
+    more, runs = len(runs) > limit, runs[:limit]
     facts = [
         {
             "run_id": run.id,
             "workflow": run.workflow,
             "state": run.state.value,
             "step": run.step,
+            "queue": run.queue,
             "updated_at": run.updated_at,
             "transition_error": run.failure is not None,
         }
@@ -81,6 +105,7 @@ def list_runs(*, workspace: str, as_json: bool) -> int:
         f"{run.id:<{width}}  {run.state.value:<9}  {run.step or '-'}  {moment(run.updated_at)}"
         for run in runs
     ]
+    lines += [f"… and more: --limit, --state, --workflow, --queue (the first {limit} are shown)"] * more
     emit(facts, "\n".join(lines) or "no runs", as_json=as_json)
     return 0
 

@@ -14,10 +14,12 @@ import click
 
 from surefoot import __version__, rows
 from surefoot.declare import Workflow
+from surefoot.doctor import UNFINISHED
 from surefoot.engine import Engine
 from surefoot.errors import InputRefused, RunRefused
 from surefoot.loader import load_workflow
 from surefoot.model import RunResult, RunState, TransitionResult
+from surefoot.pipeline import SUFFIXES
 from surefoot.schema import SCHEMA
 from surefoot_storage import ReadOnlyWorkspace, SurefootError, TransactionClosed, Workspace
 
@@ -61,6 +63,12 @@ def cli(verbose: int) -> None:
 @click.option("-i", "--input", "pairs", multiple=True, metavar="KEY=VALUE", help="One field of the input.")
 @click.option("--input-json", metavar="JSON", help="The whole input; @FILE reads it from a file.")
 @click.option("--adopt", is_flag=True, help="Take over a directory that already holds files.")
+@click.option("--no-wait", is_flag=True, help="End as soon as the run waits for something.")
+@click.option("--queue", default="", help="Only start it: workers of this queue move it on.")
+@click.option("--priority", default=0, help="In its queue; lower goes first.")
+@click.option("--lane", help="Runs of the queue that share it go one after the other.")
+@click.option("--dedup", help="While a run of the queue with this key is not over, it is returned instead.")
+@click.option("--delay", "delay_s", default=0.0, help="Not before so many seconds from now.")
 @shared_options
 def run(
     reference: str,
@@ -69,19 +77,36 @@ def run(
     input_json: str | None,
     *,
     adopt: bool,
+    no_wait: bool,
     workspace: str,
     as_json: bool,
+    **placing: Any,
 ) -> int:
     """Start a run, or go on with it, and drive it to its end."""
     workflow = load_workflow(reference)
     given = _input(workflow, pairs, input_json)
+    if placing["queue"]:
+        with Engine(workspace, [workflow], resume=False) as engine:
+            started = engine.start(
+                workflow, given, run_id=run_id, adopt=adopt, source=_absolute(reference), **placing
+            ).wait()
+        emit(json.loads(started.status), f"{started.id}: in queue {started.queue}", as_json=as_json)
+        return 0
     with (
         _progress(as_json=as_json) as show,
         Engine(workspace, [workflow], resume=False, on_transition=show) as engine,
     ):
         result = _told(
             engine,
-            engine.run(workflow, given, run_id=run_id, adopt=adopt, source=_absolute(reference)).wait(),
+            engine.run(
+                workflow,
+                given,
+                run_id=run_id,
+                adopt=adopt,
+                source=_absolute(reference),
+                delay_s=placing["delay_s"],
+                through_waits=not no_wait,
+            ).wait(),
         )
     emit(result.as_dict(), _run_text(result), as_json=as_json)
     return run_code(result)
@@ -94,7 +119,7 @@ def run(
 @shared_options
 def advance(run_id: str, reference: str | None, *, to_the_end: bool, workspace: str, as_json: bool) -> int:
     """Try the due step of a run once, now: the next one, or the one that failed."""
-    with _progress(as_json=as_json) as show, _engine_for(workspace, run_id, reference, show) as engine:
+    with _progress(as_json=as_json) as show, engine_for(workspace, run_id, reference, show) as engine:
         if to_the_end:
             whole = _told(engine, engine.retry(run_id).wait())
             emit(whole.as_dict(), _run_text(whole), as_json=as_json)
@@ -110,7 +135,7 @@ def advance(run_id: str, reference: str | None, *, to_the_end: bool, workspace: 
 @shared_options
 def preview(run_id: str, reference: str | None, *, workspace: str, as_json: bool) -> int:
     """Show the exact diff of a run's next transition; change no file, send nothing."""
-    with _engine_for(workspace, run_id, reference) as engine:
+    with engine_for(workspace, run_id, reference) as engine:
         shown = engine.preview(run_id).wait()
     effects = "".join(f"would then tell: {name}\n" for name in shown.effects)
     text = f"{shown.diff}{effects}step {shown.step}, then {shown.next_step or 'end'}; nothing was changed\n"
@@ -127,7 +152,7 @@ def commit(digest: str, reference: str | None, *, workspace: str, as_json: bool)
     """Commit a preview by its digest: what was shown, byte for byte; no step runs again."""
     with ReadOnlyWorkspace(workspace, schemas=[SCHEMA]) as opened:
         run_id = opened.sealed(digest).owner
-    with _progress(as_json=as_json) as show, _engine_for(workspace, run_id, reference, show) as engine:
+    with _progress(as_json=as_json) as show, engine_for(workspace, run_id, reference, show) as engine:
         result = engine.commit(digest).wait()
     emit(result.as_dict(), transition_line(result), as_json=as_json)
     return transition_code(result)
@@ -153,7 +178,7 @@ def recover(*, resume: bool, workspace: str, as_json: bool) -> int:
     """Finish what a crash left undone in the files, and say which runs are unfinished."""
     with Workspace(workspace, schemas=[SCHEMA]) as opened:
         recovered, left = opened.recovered, opened.settle()
-        unfinished = [run for run in rows.list_runs(opened) if not run.state.is_over]
+        unfinished = rows.list_runs(opened, states=UNFINISHED)
     facts: dict[str, Any] = {
         "completed": list(recovered.completed),
         "foreign": list(recovered.foreign),
@@ -175,8 +200,8 @@ def recover(*, resume: bool, workspace: str, as_json: bool) -> int:
 
 
 def _resume(workspace: str, run_id: str, *, as_json: bool) -> RunResult:
-    with _progress(as_json=as_json) as show, _engine_for(workspace, run_id, None, show) as engine:
-        return _told(engine, engine.resume(run_id).wait())
+    with _progress(as_json=as_json) as show, engine_for(workspace, run_id, None, show) as engine:
+        return _told(engine, engine.resume(run_id, through_waits=False).wait())
 
 
 def _told(engine: Engine, result: RunResult) -> RunResult:
@@ -184,7 +209,7 @@ def _told(engine: Engine, result: RunResult) -> RunResult:
     return replace(result, undelivered=engine.deliver(result.run_id).wait())
 
 
-def _engine_for(
+def engine_for(
     workspace: str,
     run_id: str,
     reference: str | None,
@@ -209,6 +234,8 @@ def _engine_for(
 def _absolute(reference: str) -> str:
     import os
 
+    if reference.endswith(SUFFIXES):
+        return os.path.abspath(reference)
     path, colon, name = reference.rpartition(":")
     return f"{os.path.abspath(path)}:{name}" if colon else os.path.abspath(reference)
 
@@ -244,6 +271,8 @@ def _run_text(result: RunResult) -> str:
         lines.append(
             f"hint: surefoot log {result.run_id} tells more; surefoot advance {result.run_id} tries again"
         )
+    if result.state is RunState.WAITING:
+        lines.append(f"hint: surefoot why {result.run_id} says what it waits for")
     if result.state is RunState.PAUSED:
         lines.append(PAUSED_HINT)
     if result.undelivered:
@@ -271,9 +300,9 @@ def _progress(*, as_json: bool) -> Iterator[Callable[[TransitionResult], None]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command and exits with its code."""
-    from . import history, inspecting, oncall, upkeep  # they register their commands
+    from . import history, inspecting, oncall, running, upkeep  # they register their commands
 
-    del history, inspecting, oncall, upkeep
+    del history, inspecting, oncall, running, upkeep
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
     try:

@@ -1,0 +1,73 @@
+"""After a crash: attempts that a dead process left open, and failures that it could not record."""
+
+from __future__ import annotations
+
+import contextlib
+
+from anyio import to_thread
+
+from surefoot_storage import WorkspaceBlocked
+
+from . import machine, rows
+from .live import Live
+from .log import logger
+from .model import Failure, Run
+from .opened import OpenEngine
+
+
+class Recovering:
+    """Of one open engine."""
+
+    def __init__(self, engine: OpenEngine) -> None:
+        self._engine = engine
+        self._executor = engine.executor
+        self._workspace = engine.workspace
+        self._clock = engine.clock
+        engine.on_taken_over = self.count_interruptions
+
+    async def catch_up(self) -> None:
+        """Attempts that a dead process left open are counted; failures it could not record are."""
+        await to_thread.run_sync(self._engine.leases.forget_dead)
+        for run_id, number, failure in await to_thread.run_sync(rows.unrecorded_failures, self._workspace):
+            run = await self._engine.get(run_id)
+            if self._engine.is_elsewhere(run) or run.visit(number) is None:
+                continue
+            after = machine.failed(run, number, failure, None, self._clock.now())
+            await self._executor.record_failure(Live(run), run, after, number, failure)
+        for run_id, _ in await to_thread.run_sync(rows.open_attempts, self._workspace):
+            run = await self._engine.get(run_id)
+            if not self._engine.is_elsewhere(run):
+                await self.count_interruptions(run)
+
+    async def count_interruptions(self, run: Run) -> None:
+        """Of every visit that was worked on when the process died."""
+        numbers = [n for _, n in await to_thread.run_sync(rows.open_attempts, self._workspace, run.id)]
+        for number in numbers:
+            await self._count_interruption(await self._engine.get(run.id), number)
+
+    async def _count_interruption(self, run: Run, number: int) -> None:
+        now, visit = self._clock.now(), run.visit(number)
+        ended = rows.end_attempts(run.id, "interrupted", now, visit=number)
+        if visit is None or not run.state.is_due:
+            await to_thread.run_sync(lambda: self._workspace.write_rows([ended], durable=False))
+            return
+        failure = Failure(
+            step=visit.step,
+            attempt=visit.failures + 1,
+            error="ProcessDied",
+            message=f"the process ended {visit.interruptions + 1} times during this step",
+            at=now,
+            hint="find out why it dies, then: surefoot advance",
+        )
+        after = machine.interrupted(run, number, failure, now)
+        times = visit.interruptions + 1
+        logger(run=run.id, step=visit.step).warning("transition.interrupted", times=times)
+        counted = rows.count_interruption(after, number)
+        if after.revision == run.revision:
+            statements = [*counted, ended]
+            await to_thread.run_sync(lambda: self._workspace.write_rows(statements, durable=False))
+        else:
+            with contextlib.suppress(WorkspaceBlocked):
+                await self._executor.commits.status(
+                    run, after, "interrupted", [*counted, ended], visit=number, failure=failure
+                )

@@ -1,0 +1,121 @@
+"""How the public names are used, for type checkers: `make check` runs mypy and pyright over this file.
+
+Nothing here is executed. A line with `type: ignore` is one that must be an error.
+"""
+
+from __future__ import annotations
+
+from typing import Any, assert_type
+
+from pydantic import BaseModel
+
+from surefoot import (
+    Committed,
+    Done,
+    Engine,
+    Next,
+    Preview,
+    Queue,
+    Rate,
+    Retry,
+    Run,
+    RunResult,
+    Signal,
+    Step,
+    Transaction,
+    TransitionResult,
+    Undone,
+    Wait,
+    Workflow,
+    guards,
+)
+from surefoot.testing import FakeClock, Snapshot
+from surefoot_steps import Http, Write
+
+
+class Brief(BaseModel):
+    topic: str
+
+
+class Approval(BaseModel):
+    by: str
+
+
+flow = Workflow("demo", input=Brief, guards=[guards.Count(10), guards.Range("p.json", "n", 0, 1)])
+approve = flow.signal("approve", Approval)
+assert_type(approve, Signal[Approval])
+
+
+@flow.step(reads=["a.json"], retry=Retry(attempts=3), timeout_s=3)
+def outline(tx: Transaction, brief: Brief) -> None:
+    tx.write_text("a.md", brief.topic)
+
+
+assert_type(outline.name, str)
+declared: Step[[Transaction, Brief], None] = outline
+
+
+@outline.effect
+async def tell(done: Committed) -> None:
+    print(done.key)
+
+
+@outline.part(reads=["b.md"])
+def check(tx: Transaction, brief: Brief) -> None: ...
+
+
+@flow.step(after=outline, outcomes={"good": "publish", "bad": [outline], "never": Done()})
+async def judge(tx: Transaction, brief: Brief) -> str:
+    return "good"
+
+
+@flow.step(each="a.json", at_once=4)
+def each(tx: Transaction, brief: Brief, item: dict[str, Any]) -> None: ...
+
+
+@flow.step
+def ask(tx: Transaction, brief: Brief) -> Wait:
+    return tx.wait_for(approve, timeout_s=60)
+
+
+@flow.step
+def publish(tx: Transaction, brief: Brief) -> Next | Done | Wait:
+    answer = tx.received(approve)
+    assert_type(answer, Approval)
+    run_id = tx.start(flow, {"topic": answer.by}, queue="q")
+    assert_type(run_id, str)
+    return Next(outline) if answer.by else Done()
+
+
+Write(path="a", text="b").declare(flow, "write", after=publish)
+Http(url="http://localhost/").declare(flow, "call")
+flow.schedule("nightly", "0 3 * * *", zone="Europe/Berlin", input=Brief(topic="x"), overlap="queue")
+
+
+async def in_async_code() -> None:
+    async with Engine(".", [flow], queues=[Queue("q", at_once=2, rate=Rate(5, 1.0)), "r"]) as engine:
+        assert_type(await engine.run(flow, Brief(topic="x"), run_id="r"), RunResult)
+        assert_type(await engine.start(flow, {"topic": "x"}, queue="q", lane="a", dedup="k"), Run)
+        assert_type(await engine.advance("r"), TransitionResult)
+        assert_type(await engine.send("r", approve, Approval(by="me"), key="k"), bool)
+        assert_type(await engine.preview("r"), Preview)
+        assert_type(await engine.undo("tx"), Undone)
+        assert_type((await engine.why("r")).sentence, str)
+        assert_type(await engine.runs(states=["error"], limit=5), list[Run])
+        await engine.control.pause_queue("q", "why")
+
+
+def in_sync_code() -> None:
+    with Engine(".", [flow], clock=FakeClock()) as engine:
+        assert_type(engine.run(flow).wait(), RunResult)
+        assert_type(engine.skip("r", outcome="good").wait(), Run)
+        assert_type(engine.bulk("retry", states=["error"], per_s=2.0).wait().done, tuple[str, ...])
+    assert_type(Snapshot.of(".").changes(Snapshot({})), dict[str, tuple[str | None, str | None]])
+
+
+def what_must_be_an_error(tx: Transaction, brief: Brief, engine: Engine) -> None:
+    outline(brief, tx)  # type: ignore[arg-type]
+    engine.bulk("explode")  # type: ignore[arg-type]
+    Retry(attempts="3")  # type: ignore[arg-type]
+    flow.signal("x", int)  # type: ignore[type-var]
+    guards.Count()  # type: ignore[call-arg]
