@@ -1,5 +1,28 @@
-"""Ready-made steps, written as a user would write them: only through `import surefoot`."""
+"""Ready-made steps, written as a user would write them: only through `import surefoot`.
+
+In Python: `Write(path="a.txt", text="…").declare(flow, "write")`; in a pipeline file: `use = "write"`.
+"""
 
 from .command import CommandResult, run_command
+from .files import Copy, Delete, Edit, Move, Render, Write
+from .flowing import Command, Function, SubWorkflow, Wait
+from .http import Http
+from .ready import ReadyStep, Values
 
-__all__ = ["CommandResult", "run_command"]
+__all__ = [
+    "Command",
+    "CommandResult",
+    "Copy",
+    "Delete",
+    "Edit",
+    "Function",
+    "Http",
+    "Move",
+    "ReadyStep",
+    "Render",
+    "SubWorkflow",
+    "Values",
+    "Wait",
+    "Write",
+    "run_command",
+]
