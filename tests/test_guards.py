@@ -125,7 +125,9 @@ async def test_a_clamped_preview_is_committed_as_it_was_shown(root):
         shown = await engine.preview("r")
         assert '"n": 10' in shown.diff
         assert shown.guards[0]["became"] == 10
-        assert (await engine.commit(shown.digest)).ok
+        done = await engine.commit(shown.digest)
+        assert done.guards[0]["became"] == 10
+        assert rows.audit_log(engine._the_open.workspace, "r")[-1]["notes"] == list(done.guards)
     assert json.loads((root / "runs/r/p.json").read_text()) == {"n": 10}
 
 
@@ -163,6 +165,23 @@ async def test_a_pace_is_kept_over_all_runs_and_forgets(root):
         assert "2 already" in (await engine.get("r2")).failure.message
         clock.advance(61)
         assert (await engine.retry("r2")).ok
+
+
+@pytest.mark.parametrize("limit", [Pace(1, 60), Window(begin="12:00", end="13:00")])
+async def test_a_preview_does_not_get_past_a_guard_of_the_time(root, limit):
+    clock = FakeClock(MONDAY_NOON, auto=False)
+    flow = writing({"a": b""}, limit)
+    async with Engine(root, [flow], clock=clock, resume=False) as engine:
+        for run_id in ("r", "s"):
+            await engine.start(flow, run_id=run_id)
+        digests = [(await engine.preview(run_id)).digest for run_id in ("r", "s")]
+        assert (await engine.commit(digests[0])).ok
+        clock.advance(30 if isinstance(limit, Pace) else 3600)
+        with pytest.raises(GuardDenied):
+            await engine.commit(digests[1])
+        assert (await engine.get("s")).position == 0
+        clock.advance(60 if isinstance(limit, Pace) else 7 * 86_400 - 3600)
+        assert (await engine.commit(digests[1])).ok
 
 
 # --- what nothing can meet ---

@@ -87,10 +87,6 @@ class Graph:
                 count[name] = count.get(name, 0) + 1
         return frozenset(name for name, n in count.items() if n > 1)
 
-    def is_loop(self, name: str) -> bool:
-        """Whether the step can come after itself."""
-        return name in self.leads_to.get(name, ())
-
     def check(self) -> None:
         """Refuses what can never work.
 

@@ -6,7 +6,9 @@ digest runs nothing again: a step that asks a language model commits the answer 
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from anyio import to_thread
 
@@ -27,6 +29,9 @@ from .reading import Read
 from .steps import Step
 from .summary import foremost
 from .transaction import Transaction
+
+if TYPE_CHECKING:
+    from .guards import Note
 
 
 class Previews:
@@ -107,6 +112,7 @@ class Previews:
 
         Raises:
             InputError, RunRefused: there is no such preview, or its run has moved since.
+            GuardDenied: a guard allowed it then, and does not now.
             Conflict: a file that the step had read or would change is not what it was.
             WorkspaceBlocked, WorkspaceBusy, CommitError: as any commit. Nothing was changed.
         """
@@ -131,8 +137,11 @@ class Previews:
             files = self._workspace.begin(label=f"{run.id}/{step.name}", owner=run.id)
             try:
                 sealed.put_into(files)
+                passed = pass_guards(self._workspace, run, step, files, now)  # a time, a rate: as of now
                 files.statements.append(rows.start_attempt(run, visit, now))
-                return self._executor.prepare_commit(run, after, visit, step, files, decision)
+                return self._executor.prepare_commit(
+                    run, after, visit, step, files, decision, passed=replace(passed, notes=_notes(sealed))
+                )
             except BaseException:
                 files.fence()
                 raise
@@ -142,7 +151,7 @@ class Previews:
         except Conflict:
             self._refuse_moved(await self._engine.get(run.id), sealed)
             raise
-        return self._executor.report(run, after, visit, commit)
+        return self._executor.report(run, after, visit, commit, _notes(sealed))
 
     def _due_step(self, operation: str, run: Run) -> tuple[Visit, Step[..., Any]]:
         visit = foremost(run)
@@ -197,6 +206,16 @@ class Previews:
                 found=f"{run.state.value}, step {run.step} at revision {run.revision}",
                 hint="surefoot preview shows what would be done now",
             )
+
+
+def _notes(sealed: Sealed) -> tuple[Note, ...]:
+    """What guards had done to what was previewed."""
+    text = sealed.facts.get("notes")
+    if not text:
+        return ()
+    from .guards import Note
+
+    return tuple(Note(**note) for note in json.loads(text))
 
 
 def _decision(sealed: Sealed) -> Decision:

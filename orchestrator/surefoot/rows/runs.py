@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -363,8 +363,3 @@ def children_of(source: Source, run_id: str, visit: int | None = None) -> list[d
         {"run_id": run_id, "visit": visit},
     )
     return [dict(zip(names, row, strict=True)) for row in rows]
-
-
-def values_of(run: Run) -> Mapping[str, Any]:
-    """A run's row, for tests and diagnosis."""
-    return _run_values(run)
