@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -278,8 +279,32 @@ def test_the_published_schema_is_current_and_knows_every_step():
     assert [variant["title"] for variant in published["$defs"]["StepOf"]["oneOf"]] == sorted(ready_steps())
 
 
-def test_every_call_of_a_step_of_somebody_elses_package(tmp_path):
-    class Mine(Write):
-        """A third party's."""
+def test_a_step_of_another_package_is_found_by_its_entry_point(root, tmp_path):
+    (tmp_path / "theirs.py").write_text(
+        "from surefoot_steps import ReadyStep\n"
+        "class Shout(ReadyStep):\n"
+        "    word: str\n"
+        "    def run(self, tx, values):\n"
+        "        tx.write_text('shout', self.word.upper() + values.given['topic'])\n"
+    )
+    info = tmp_path / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[surefoot.steps]\nshout = theirs:Shout\n")
+    (tmp_path / "p.toml").write_text(
+        'workflow = "p"\n[input]\ntopic = "str"\n[steps.s]\nuse = "shout"\nword = "hey "\n'
+    )
 
-    assert Mine(path="a", text="x").declare(Workflow("f"), "mine").name == "mine"
+    def surefoot(*arguments, code=0):
+        done = subprocess.run(
+            [sys.executable, "-m", "surefoot", *arguments, "-w", root], capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    surefoot("run", str(tmp_path / "p.toml"), "--id", "r", "-i", "topic=you")
+    assert (root / "runs/r/shout").read_text() == "HEY you"
+    assert '"shout"' in surefoot("schema")
+    (tmp_path / "p.toml").write_text((tmp_path / "p.toml").read_text().replace("word", "wrod"))
+    assert "word" in surefoot("run", str(tmp_path / "p.toml"), code=2)

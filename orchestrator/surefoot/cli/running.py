@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 import click
 
 from surefoot import rows
+from surefoot.control import Control
 from surefoot.engine import Engine
 from surefoot.errors import InputRefused
 from surefoot.loader import load_workflow
 from surefoot.model import Run
+from surefoot.pending import Pending
 from surefoot.pipeline import json_schema
 from surefoot.queues import Queue
 from surefoot.schema import SCHEMA
@@ -251,6 +254,22 @@ def work(
     return 0
 
 
+def _switch(
+    workspace: str,
+    what: str,
+    name: str,
+    change: Callable[[Control], Pending[None]],
+    *,
+    paused: bool,
+    as_json: bool,
+) -> int:
+    with Engine(workspace, resume=False) as engine:
+        change(engine.control).wait()
+    text = f"{what} {name} {'is paused' if paused else 'goes on'}"
+    emit({what: name, "paused": paused}, text, as_json=as_json)
+    return 0
+
+
 @cli.group("queue")
 def queue_group() -> None:
     """Look at queues; pause and resume them."""
@@ -278,10 +297,14 @@ def queue_list(*, workspace: str, as_json: bool) -> int:
 @shared_options
 def queue_pause(name: str, *, reason: str, workspace: str, as_json: bool) -> int:
     """Let workers take nothing from a queue any more; * means all of them, restarts included."""
-    with Engine(workspace, resume=False) as engine:
-        engine.control.pause_queue(name, reason).wait()
-    emit({"queue": name, "paused": True}, f"queue {name} is paused", as_json=as_json)
-    return 0
+    return _switch(
+        workspace,
+        "queue",
+        name,
+        lambda control: control.pause_queue(name, reason),
+        paused=True,
+        as_json=as_json,
+    )
 
 
 @queue_group.command("resume")
@@ -289,10 +312,9 @@ def queue_pause(name: str, *, reason: str, workspace: str, as_json: bool) -> int
 @shared_options
 def queue_resume(name: str, *, workspace: str, as_json: bool) -> int:
     """Let workers take from a queue again."""
-    with Engine(workspace, resume=False) as engine:
-        engine.control.resume_queue(name).wait()
-    emit({"queue": name, "paused": False}, f"queue {name} goes on", as_json=as_json)
-    return 0
+    return _switch(
+        workspace, "queue", name, lambda control: control.resume_queue(name), paused=False, as_json=as_json
+    )
 
 
 @cli.group("schedule")
@@ -320,10 +342,14 @@ def schedule_list(*, workspace: str, as_json: bool) -> int:
 @shared_options
 def schedule_pause(name: str, *, workspace: str, as_json: bool) -> int:
     """Let a schedule start nothing any more."""
-    with Engine(workspace, resume=False) as engine:
-        engine.control.pause_schedule(name).wait()
-    emit({"schedule": name, "paused": True}, f"schedule {name} is paused", as_json=as_json)
-    return 0
+    return _switch(
+        workspace,
+        "schedule",
+        name,
+        lambda control: control.pause_schedule(name),
+        paused=True,
+        as_json=as_json,
+    )
 
 
 @schedule_group.command("resume")
@@ -331,7 +357,11 @@ def schedule_pause(name: str, *, workspace: str, as_json: bool) -> int:
 @shared_options
 def schedule_resume(name: str, *, workspace: str, as_json: bool) -> int:
     """Let a schedule start its slots again, from now on."""
-    with Engine(workspace, resume=False) as engine:
-        engine.control.resume_schedule(name).wait()
-    emit({"schedule": name, "paused": False}, f"schedule {name} goes on", as_json=as_json)
-    return 0
+    return _switch(
+        workspace,
+        "schedule",
+        name,
+        lambda control: control.resume_schedule(name),
+        paused=False,
+        as_json=as_json,
+    )
