@@ -24,6 +24,7 @@ bench: $(VENV)/tests-installed  ## ours against the alternatives, interleaved
 	$(BIN)/python bench/concurrency.py
 	$(BIN)/python bench/large.py
 	$(BIN)/python bench/startup.py
+	$(BIN)/python bench/engine.py
 
 sweep: $(VENV)/tests-installed  ## every kill point of every workload, and of its recoveries
 	SUREFOOT_SWEEP=full $(BIN)/python -m pytest -n auto tests/test_sweeps.py
