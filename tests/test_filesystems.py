@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from contextlib import ExitStack
 
 import pytest
+from faulty import Hooked, Once
 from machines import not_run
 
 from surefoot_storage import PathRefused, Policy, Workspace, WorkspaceUnusable, processes
@@ -131,6 +133,60 @@ def test_a_single_mounted_file_is_refused_or_written_in_place(root, tmp_path, st
         assert (tmp_path / "outside").read_bytes() == b"new"
         workspace.checkpoint()
         assert os.listdir(root / ".surefoot/stage") == []
+
+
+class Unhurried(Hooked):
+    """Notes its pauses instead of making them."""
+
+    def __init__(self):
+        super().__init__()
+        self.pauses = []
+
+    def pause(self, seconds):
+        self.pauses.append(seconds)
+
+
+def test_a_rename_that_something_is_in_the_way_of_is_tried_again(root, tmp_path):
+    """A mount that appears after the check, and goes."""
+    (root / "a").write_bytes(b"old")
+    (tmp_path / "outside").write_bytes(b"outside")
+    fs, told = Unhurried(), []
+    with Workspace(root, fs=fs, idle_s=3600, observer=lambda *event: told.append(event)) as workspace:
+        umount = Once("pause", lambda: subprocess.run(["umount", root / "a"], check=True), nth=2)
+        mount = Once(
+            "exchange",
+            lambda: subprocess.run(["mount", "--bind", tmp_path / "outside", root / "a"], check=True),
+        )
+        fs.hook = lambda name, arguments: (mount(name, arguments), umount(name, arguments))
+        assert write(workspace, {"a": b"new"}).applied
+    assert (fs.pauses, (root / "a").read_bytes()) == ([0.05, 0.1], b"new")
+    facts = {"name": "a", "error": "EBUSY", "attempt": 2, "retry_in_s": 0.1}
+    assert told[1] == ("rename_retried", facts)
+
+
+def test_and_in_the_end_it_says_how_often_it_was_tried_and_what_to_do(root, stack):
+    (root / "mounted").mkdir()
+    (root / "new").mkdir()
+    mount(stack, "-t", "tmpfs", "none", target=root / "mounted")
+    fs = Unhurried()
+    folder = os.open(root, os.O_RDONLY)
+    stack.callback(os.close, folder)
+    with pytest.raises(OSError, match="in each of 5 attempts: something is mounted there or") as caught:
+        fs.rename_over(folder, "new", folder, "mounted")
+    assert (caught.value.errno, fs.pauses) == (errno.EBUSY, [0.05, 0.1, 0.2, 0.4])
+    assert (root / "new").is_dir()
+
+
+def test_a_rename_across_filesystems_names_both_devices_and_is_not_tried_again(with_tmpfs, stack):
+    fs, folders = Unhurried(), [with_tmpfs, with_tmpfs / "data/fast"]
+    (with_tmpfs / "a").write_bytes(b"a")
+    here, there = (os.open(folder, os.O_RDONLY) for folder in folders)
+    stack.callback(os.close, here)
+    stack.callback(os.close, there)
+    devices = "from device {} to device {}".format(*(os.stat(folder).st_dev for folder in folders))
+    with pytest.raises(OSError, match=devices) as caught:
+        fs.rename_new(here, "a", there, "a")
+    assert (caught.value.errno, fs.pauses) == (errno.EXDEV, [])
 
 
 @pytest.mark.parametrize(

@@ -312,37 +312,6 @@ os._exit(9)
     assert ("sync", "stage") in calls[removed:mark]
 
 
-def test_spare_files_that_were_removed_unseen_stay_removed_before_the_note_about_them_goes(root):
-    code = f"""
-import os, sys
-sys.path[:0] = {sys.path!r}
-from surefoot_storage import Policy, Workspace
-w = Workspace({str(root)!r}, recipe="journal", idle_s=3600, policy=Policy(spare_files="always"))
-for data in (b"one", b"two"):
-    tx = w.begin()
-    tx.write_bytes("a", data)
-    w.commit(tx)
-w.checkpoint()
-os._exit(9)
-"""
-    subprocess.run([sys.executable, "-c", code], check=False)
-    if not list((root / ".surefoot/stage").iterdir()):
-        pytest.skip("not run, because the temporary directory is not on ext4 or xfs")
-    calls = []
-
-    def note(name, arguments):
-        if name in ("remove_tree", "unlink", "sync"):
-            calls.append((name, os.path.basename(os.readlink(f"/proc/self/fd/{arguments[0]}"))))
-        elif name == "rename_over":
-            calls.append((name, arguments[3]))
-
-    with Workspace(root, fs=Hooked(note), recipe="journal", idle_s=3600):
-        assert list((root / ".surefoot/stage").iterdir()) == []
-    removed = calls.index(("remove_tree", "stage"))
-    noted = calls.index(("rename_over", "workspace.json"))
-    assert ("sync", "stage") in calls[removed:noted]
-
-
 def test_directories_that_are_swapped_in_have_their_modes_before_they_are_flushed(root):
     (root / "site/sub").mkdir(parents=True)
     (root / "site/sub").chmod(0o750)

@@ -11,7 +11,7 @@ import threading
 import time
 
 import pytest
-from faulty import Hooked
+from faulty import Hooked, Once
 
 from surefoot_storage import (
     CommitOutcomeUnknown,
@@ -119,6 +119,24 @@ def test_a_query_waits_for_nobody_where_files_and_rows_agree(abc):
             assert workspace.query("SELECT count(*) FROM txn") == [(1,)]
             release.set()
             thread.join()
+
+
+def test_what_another_process_commits_during_a_checkpoint_is_made_durable_by_the_next_one(root):
+    """It is in no list of this process: counted as durable without a flush, a power cut would take it."""
+    synced, fs = [], Hooked()
+    with Workspace(root, idle_s=3600) as other, Workspace(root, fs=fs, idle_s=3600) as workspace:
+        write(workspace, {"mine": b"one"})
+        fs.hook = Once("sync", lambda: write(other, {"theirs": b"one"}))
+        workspace.checkpoint()
+        write(workspace, {"mine": b"two"})
+
+        def note(name, arguments):
+            if name == "sync":
+                synced.append(os.fstat(arguments[0]).st_ino)
+
+        fs.hook = note
+        workspace.checkpoint()
+        assert {(root / name).stat().st_ino for name in ("mine", "theirs")} <= set(synced)
 
 
 def test_before_the_commit_point_a_dead_process_leaves_nothing(abc, child):

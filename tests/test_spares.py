@@ -294,6 +294,24 @@ def test_bytes_that_a_late_writer_finished_are_kept(root):
         assert [edit.path for edit in workspace.upkeep.conflicts()] == ["a"]
 
 
+def test_and_of_one_that_writes_through_memory_and_leaves_no_stamp(root):
+    with opened(root) as workspace:
+        write(workspace, "a", OLD)
+        workspace.checkpoint()
+        with open(root / "a", "r+b") as late:
+            memory = mmap.mmap(late.fileno(), 0)
+        memory[:4] = b"SEEN"  # makes the page dirty: later stores do not pass through the kernel
+        write(workspace, "a", MIDDLE)
+        workspace.checkpoint()
+        before = os.stat(root / ".surefoot/stage" / stage(root)[0])
+        memory[:4] = b"LATE"
+        assert os.stat(root / ".surefoot/stage" / stage(root)[0]).st_mtime_ns == before.st_mtime_ns
+        memory.close()
+        write(workspace, "a", NEW)
+        workspace.checkpoint()
+    assert kept(root) == [b"LATE" + OLD[4:]]
+
+
 def test_and_of_one_that_goes_on_until_the_end(root):
     with opened(root) as workspace:
         write(workspace, "a", OLD)
@@ -466,14 +484,14 @@ def stat_of(root, name):
     return (root / ".surefoot/stage" / name).stat().st_size
 
 
-def test_the_note_about_them_is_as_new_as_the_checkpoint(root):
-    """Recovery removes unseen what it covers; what it does not cover would be taken for edits."""
+def test_a_spare_file_has_a_name_that_says_so(root):
+    """Recovery removes those unseen; what it finds under another name could be an edit."""
     with opened(root) as workspace:
-        for n in range(3):
-            write(workspace, "a", b"%d" % n * 50)
+        write(workspace, "a", OLD)
+        write(workspace, "a", MIDDLE)
+        (displaced,) = stage(root)
         workspace.checkpoint()
-        seen = workspace._store.layout.read_note("workspace.json")["unseen"]
-        assert seen == {workspace.worker: workspace.history.of("")[-1].seq}
+        assert stage(root) == [f"{displaced}.spare"]
 
 
 def test_many_threads_share_them(root):
@@ -535,10 +553,35 @@ os._exit(9)
     with Workspace(root) as workspace:
         assert workspace.upkeep.conflicts() == []
         assert (root / "a").read_bytes() == b"two" * 50
-        assert "unseen" not in (root / ".surefoot/workspace.json").read_text() or (
-            workspace._store.layout.read_note("workspace.json")["unseen"] == {}
-        )
     assert (stage(root), kept(root)) == ([], [])
+
+
+def test_what_another_process_still_watched_when_it_died_is_looked_at_by_recovery(root):
+    """The other's checkpoint had met the late writer; ours, later, has nothing to do with that version."""
+    code = f"""
+import os, sys
+sys.path[:0] = {sys.path!r}
+from surefoot_storage import Policy, Workspace
+def write(workspace, path, data):
+    tx = workspace.begin()
+    tx.write_bytes(path, data)
+    workspace.commit(tx)
+mine, other = (Workspace({str(root)!r}, idle_s=3600, policy=Policy(spare_files="always")) for _ in range(2))
+write(mine, "a", b"old" * 50)
+late = open({str(root / "a")!r}, "r+b")
+write(mine, "a", b"new" * 50)
+other.checkpoint()
+for data in (b"one", b"two"):
+    write(mine, "b", data)
+mine.checkpoint()
+late.write(b"LATE")
+late.flush()
+os._exit(9)
+"""
+    subprocess.run([sys.executable, "-c", code], check=False)
+    with Workspace(root):
+        pass
+    assert [data[:7] for data in kept(root)] == [b"LATEldo"]
 
 
 @pytest.mark.parametrize("how", ["held", "failed"])

@@ -136,7 +136,7 @@ class Lifecycle:
             **self._storage,
             clock=self._settings.clock.now,
             new_id=self._settings.new_id,
-            observer=lambda event, facts: logger().warning(f"storage.{event}", **facts),
+            observer=_tell,
         )
 
     async def _wind_down(self, tasks: TaskGroup) -> None:
@@ -187,6 +187,12 @@ class Lifecycle:
 async def _shielded(work: Callable[[], None]) -> None:
     with anyio.CancelScope(shield=True):
         await to_thread.run_sync(work)
+
+
+def _tell(event: str, facts: dict[str, Any]) -> None:
+    """What storage has to say: a retry is of interest to those who look for it, the rest to everybody."""
+    level = "debug" if event == "rename_retried" else "warning"
+    getattr(logger(), level)(f"storage.{event}", **facts)
 
 
 def given(value: str | None) -> str:

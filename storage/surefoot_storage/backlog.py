@@ -30,9 +30,9 @@ class Backlog:
     """Committed files that are not known to be durable in their places."""
 
     mine: list[Unsynced] = field(default_factory=list)
+    theirs: list[tuple[int, int, int]] = field(default_factory=list)  # (up to which commit, paths, bytes)
     paths: int = 0
     size_bytes: int = 0
-    others: bool = False  # some are another process's: the log knows which
 
     def add(self, entry: Unsynced) -> None:
         """One of this process's."""
@@ -40,18 +40,22 @@ class Backlog:
         self.paths += len(entry.ops)
         self.size_bytes += entry.size_bytes
 
-    def add_others(self, paths: int, size_bytes: int) -> None:
-        """Another process's."""
-        self.others = self.others or paths > 0
-        self.paths += paths
-        self.size_bytes += size_bytes
+    def add_theirs(self, seq: int, paths: int, size_bytes: int) -> None:
+        """Other processes', as far as `seq`: the log knows which they are."""
+        if paths:
+            self.theirs.append((seq, paths, size_bytes))
+            self.paths += paths
+            self.size_bytes += size_bytes
 
     def drop(self, upto: int) -> None:
-        """Durable now; what came later stays."""
-        left = [entry for entry in self.mine if entry.seq > upto]
-        self.mine, self.paths, self.size_bytes, self.others = [], 0, 0, False
-        for entry in left:
+        """Durable now; what came later stays, whosever it is."""
+        mine = [entry for entry in self.mine if entry.seq > upto]
+        theirs = [counted for counted in self.theirs if counted[0] > upto]
+        self.mine, self.theirs, self.paths, self.size_bytes = [], [], 0, 0
+        for entry in mine:
             self.add(entry)
+        for counted in theirs:
+            self.add_theirs(*counted)
 
     @property
     def is_long(self) -> bool:

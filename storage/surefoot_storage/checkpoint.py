@@ -22,7 +22,7 @@ from .displaced import foreign_files, holds_version
 from .errors import SurefootError, WorkspaceBusy
 from .flusher import flush_files
 from .fsops import FsOps
-from .layout import MARKER, Layout, parse_stage_name
+from .layout import MARKER, SPARE_SUFFIX, Layout, parse_stage_name
 from .locking import WAIT_S, CommitLock
 from .log import Log
 from .progress import Progress
@@ -31,8 +31,6 @@ from .rollforward import RollForward
 from .spares import Place, Spares
 from .states import Op
 from .tree import Tree
-
-_SPARES = "unseen"  # in the marker: by worker, up to which commit its stage files were looked at
 
 
 class Checkpoint:
@@ -105,7 +103,7 @@ class Checkpoint:
             backlog = self._progress.backlog
             if self._progress.blocked:
                 return []
-            if not backlog.others:
+            if not backlog.theirs:
                 return list(backlog.mine)
             return [Unsynced(seq, ops) for seq, ops in self._database.unchecked_ops()]
 
@@ -118,11 +116,8 @@ class Checkpoint:
             self._progress.checkpointed(upto)
 
     def _note_seq(self, seq: int) -> None:
-        """So that an older database, put back later, is recognised; and what the spare files are."""
+        """So that an older database, put back later, is recognised."""
         note = self._layout.read_note(MARKER) or {}
-        if self._spares.wanted:
-            unseen = min([seq, *(held[0] - 1 for held in self._held.values())])
-            note[_SPARES] = {**note.get(_SPARES, {}), self._spares.worker: unseen}
         self._layout.write_note(MARKER, {**note, "seq": seq}, durable=True)
 
     # --- freeing what was displaced ---
@@ -140,25 +135,36 @@ class Checkpoint:
                         if self._is_held(entry.seq, op, area, name, by_path):
                             continue
                         if place is None or not self._spares.put_by(entry.seq, op, area, name, place):
-                            self._free_one(entry.seq, op, area, name, by_path)
+                            self._free_one(entry.seq, op, area, name, by_path, watched=False)
                     if op.kept:
                         self._fs.unlink(area.keep, op.stage)
 
     def _places(self, newest: Mapping[str, Op]) -> dict[str, Place | None]:
-        """Of the paths whose displaced versions may be spare files."""
+        """Of the paths whose displaced versions may be spare files: of the workspace's own filesystem."""
         if not self._spares.wanted:
             return {}
         with self._tree.parents() as parents:
-            return {path: self._spares.place_of(parents.find(path), op) for path, op in newest.items()}
+            return {
+                path: self._spares.place_of(parents.find(path), op)
+                for path, op in newest.items()
+                if not op.mount  # the note, which is flushed there, makes their names durable with it
+            }
 
-    def _free_one(self, seq: int, op: Op, area: Area, name: str, by_path: Mapping[str, Op]) -> None:
-        """A writer that had the old version open may have gone on: its bytes are kept."""
+    def _free_one(
+        self, seq: int, op: Op, area: Area, name: str, by_path: Mapping[str, Op], *, watched: bool = True
+    ) -> None:
+        """A writer that had the old version open may have gone on: its bytes are kept.
+
+        `watched` where somebody has, or may have had: a store to a page that was mapped and dirty already
+        leaves no stamp, so the content is looked at.
+        """
+        trust_stamp = area.recipe.fine_stamps and not watched
         found = self._fs.lstat(area.stage, name)
         if found is not None and fsops.is_directory(found):
             for path, inner in list(foreign_files(self._fs, area.stage, name, op.path, by_path)):
                 self._keep(seq, path, area, inner)
             self._fs.remove_tree(area.stage, name)
-        elif holds_version(self._fs, area.stage, name, op, trust_stamp=area.recipe.fine_stamps):
+        elif holds_version(self._fs, area.stage, name, op, trust_stamp=trust_stamp):
             self._spares.free(area, name)
         else:
             self._keep(seq, op.path, area, name)
@@ -224,33 +230,28 @@ class Checkpoint:
 
     def sweep(self, living: set[str]) -> None:
         """What dead workers left: files of no transaction go, displaced ones once they are not needed."""
-        note = self._layout.read_note(MARKER) or {}
-        unseen: dict[str, int] = note.get(_SPARES, {})
         for area in self._areas():
             with contextlib.suppress(OSError, SurefootError):
-                self._sweep(area, area.stage, living, unseen)
-                self._sweep(area, area.keep, living, unseen)
-        if not set(unseen) <= living:
-            note[_SPARES] = {worker: seq for worker, seq in unseen.items() if worker in living}
-            with contextlib.suppress(OSError):
-                for area in self._areas():
-                    self._fs.sync(area.stage)  # what was removed unseen does not come back without the note
-                self._layout.write_note(MARKER, note, durable=True)
+                self._sweep(area, area.stage, living)
+                self._sweep(area, area.keep, living)
 
     def _areas(self) -> Iterator[Area]:
         for mount in ("", *self._database.mounts()):
             with contextlib.suppress(OSError, SurefootError):  # unplugged: looked at when it is back
                 yield self._tree.areas.of(mount)
 
-    def _sweep(self, area: Area, folder: int, living: set[str], unseen: Mapping[str, int]) -> None:
+    def _sweep(self, area: Area, folder: int, living: set[str]) -> None:
         changes: dict[int, dict[str, Op]] = {}  # of a transaction with many files, looked up once
         for name in self._fs.names(folder):
             known = parse_stage_name(name)
             if known is not None and known[0] in living:
                 continue
             found = self._database.op_of(*known[1:]) if known is not None else None
-            spare = found and known and found[0] <= unseen.get(known[0], 0)
-            if found is None or spare or (folder == area.keep and self._is_durable(found[0])):
+            if (
+                found is None
+                or name.endswith(SPARE_SUFFIX)
+                or (folder == area.keep and self._is_durable(found[0]))
+            ):
                 self._fs.remove_tree(folder, name)
             elif folder == area.stage and self._is_durable(found[0]):
                 if found[0] not in changes:

@@ -170,4 +170,4 @@ class TransactionClosed(BaseException):
 def os_error_text(error: OSError) -> str:
     """`ENOSPC (No space left on device)`: the name that people search for, and its meaning."""
     name = errno.errorcode.get(error.errno or 0, f"errno {error.errno}")
-    return f"{name} ({os.strerror(error.errno or 0)})"
+    return f"{name} ({error.strerror or os.strerror(error.errno or 0)})"

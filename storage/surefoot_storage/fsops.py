@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 
 from . import syscalls
+from .fsnames import Names
 from .fsreuse import Reuse
 from .fstrees import WholeTrees
 
@@ -34,7 +35,7 @@ _NO_COPY = (
 )  # fmt: skip
 
 
-class FsOps(WholeTrees, Reuse):
+class FsOps(WholeTrees, Names, Reuse):
     """Linux. Each method is one system call or the shortest loop around one."""
 
     # --- directories and look-ups ---
@@ -292,18 +293,6 @@ class FsOps(WholeTrees, Reuse):
         syscalls.syncfs(fd)
 
     # --- names ---
-
-    def exchange(self, from_dir: int, from_name: str, to_dir: int, to_name: str) -> None:
-        """Swaps two names in one atomic operation."""
-        syscalls.renameat2(from_dir, from_name, to_dir, to_name, syscalls.RENAME_EXCHANGE)
-
-    def rename_new(self, from_dir: int, from_name: str, to_dir: int, to_name: str) -> None:
-        """Renames; EEXIST where the new name is taken."""
-        syscalls.renameat2(from_dir, from_name, to_dir, to_name, syscalls.RENAME_NOREPLACE)
-
-    def rename_over(self, from_dir: int, from_name: str, to_dir: int, to_name: str) -> None:
-        """Plain rename(2): replaces what is there."""
-        os.rename(from_name, to_name, src_dir_fd=from_dir, dst_dir_fd=to_dir)
 
     def link(self, from_dir: int, from_name: str, to_dir: int, to_name: str) -> None:
         """A second name for the same file."""

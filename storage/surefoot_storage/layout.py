@@ -31,6 +31,7 @@ DATABASE = "surefoot.db"
 MARKER = "workspace.json"
 DAMAGED = "database-damaged"  # present: the log failed to flush; copy it to new blocks before trusting it
 STAGE_SUFFIXES = (".old", ".again", ".aside")  # a displaced version; a second try; one moved out of the way
+SPARE_SUFFIX = ".spare"  # a displaced version that was looked at, and may be half written again since
 FOLDERS = ("stage", "keep", "blobs", "conflicts", "workers", "locks")
 
 
@@ -183,7 +184,7 @@ def stage_name(worker: str, txid: str, idx: int) -> str:
 
 def parse_stage_name(name: str) -> tuple[str, str, int] | None:
     """(worker, transaction, index); None for a name that is nobody's."""
-    for suffix in STAGE_SUFFIXES:
+    for suffix in (*STAGE_SUFFIXES, SPARE_SUFFIX):
         name = name.removesuffix(suffix)
     head, _, rest = name.partition(".")
     idx, _, txid = rest.partition(".")

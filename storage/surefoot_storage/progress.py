@@ -56,7 +56,7 @@ class Progress:
         if head.checkpointed_seq > self.checkpointed_seq:
             self.backlog.drop(head.checkpointed_seq)
         after = max(self._counted_seq, head.checkpointed_seq)
-        self.backlog.add_others(*self._database.count_ops(after))
+        self.backlog.add_theirs(head.last_seq, *self._database.count_ops(after))
         self._counted_seq = head.last_seq
         self.last_seq, self.checkpointed_seq = head.last_seq, head.checkpointed_seq
         self.blocked = self._database.blocked_ops()

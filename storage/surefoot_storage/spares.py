@@ -7,8 +7,8 @@ needed any more, and becomes the staged file of a later version, under these rul
 1. Only ever of the same path (directory and name). Whoever can still reach the file, by a bind mount, a
    file handle or an `open` that has been under way since before the swap, sees a later version of what it
    meant to see, never another file.
-2. Only after a checkpoint: its successor is durable in its place, and so is the note up to where recovery
-   may remove this worker's files unseen. Not before `AGE_S` have passed.
+2. Only after a checkpoint: its successor is durable in its place, and so is its name as a spare file, by
+   which recovery knows that it may be half written and removes it unseen. Not before `AGE_S` have passed.
 3. Only on ext4 and xfs, where a lease is refused as long as anybody else has the file open or mapped.
 4. Only a plain file of ours: one name, the owner, mode and attributes that are wanted, no more blocks
    than are needed, unchanged since it was put by.
@@ -27,11 +27,12 @@ import stat
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from .areas import Area
 from .fsops import FsOps, is_regular
+from .layout import SPARE_SUFFIX
 from .paths import leaf_of, parent_of
 from .states import File, Op, Stamp
 
@@ -161,13 +162,16 @@ class Spares:
         if not self._may_be_spare(area, name, op):
             return False
         found = self._fs.lstat(area.stage, name)
-        if found is None or not self._is_plain(found, op):
+        if found is None or not self._is_plain(found, op) or not self._pool.has_room(place):
             return False
-        room, ready_at = found.st_blocks * 512, self.clock() + AGE_S
-        with self._lock:
-            if not self._pool.has_room(place):
-                return False
-            self._pool.add(_Spare(area, place, seq, op.path, name, Stamp.of(found), room, ready_at))
+        new_name = f"{name}{SPARE_SUFFIX}"
+        self._fs.rename_new(area.stage, name, area.stage, new_name)
+        renamed = self._fs.lstat(area.stage, new_name)
+        if renamed is not None:
+            stamp = replace(Stamp.of(found), ctime_ns=renamed.st_ctime_ns)
+            room, ready_at = found.st_blocks * 512, self.clock() + AGE_S
+            with self._lock:
+                self._pool.add(_Spare(area, place, seq, op.path, new_name, stamp, room, ready_at))
         return True
 
     def _may_be_spare(self, area: Area, name: str, op: Op) -> bool:
@@ -190,7 +194,7 @@ class Spares:
         )
 
     def settle(self, upto: int, rescue: Rescue) -> None:
-        """The note is durable up to there: what was put by may be used."""
+        """The names of spare files are durable up to there: what was put by may be used."""
         with self._lock:
             self._settled_upto = upto
             self._unfit += [(spare, True) for spare in self._pool.surplus(COUNT_MAX)]

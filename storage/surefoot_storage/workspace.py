@@ -58,7 +58,7 @@ class Workspace(Facts):
         lock_wait_s: how long a call waits for another process before it says whom it waited for.
         idle_s: quiet time after which committed files are flushed in the background.
         observer: is told of what happened outside any call: `foreign_edit`, `checkpoint_failed`,
-            `lock_waiting`, …; after the commit lock is given back.
+            `lock_waiting`, `rename_retried`, …; after the commit lock is given back.
         adopt: take over a store that is not what it was: a copy, an older database, or none. What it
             had not finished is not carried out; files stay as they are.
         fs, recipe, clock, new_id: for tests: the seam to the disk, a filesystem recipe instead of the
@@ -93,6 +93,7 @@ class Workspace(Facts):
         self._dead = ""
         self._closed = False
         self._events = Events(observer)
+        self.fs.note_retries(self._events.note)
         with Store.opened(
             self.fs,
             self.root,

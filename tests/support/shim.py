@@ -8,6 +8,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from surefoot_storage import FsOps
+
 SOURCE = Path(__file__).with_name("shim.c")
 
 
@@ -21,6 +23,10 @@ def build(folder: Path) -> Path:
     return library
 
 
+def _without_waiting(_fs: FsOps, _seconds: float) -> None:
+    """Renames that meet contention are tried again at once."""
+
+
 class Shim:
     """The counters of this process. Raises AttributeError where the shim is not preloaded."""
 
@@ -28,6 +34,7 @@ class Shim:
         self._lib = ctypes.CDLL(None)
         self._lib.shim_name.restype = ctypes.c_char_p
         assert "shim.so" in os.environ["LD_PRELOAD"]
+        FsOps.pause = _without_waiting  # type: ignore[method-assign]
 
     def arm(self, *, kill_at: int = 0, fail_at: int = 0, error: int = 0, from_then_on: bool = False) -> None:
         self._lib.shim_arm(kill_at, fail_at, error, int(from_then_on))
