@@ -224,7 +224,7 @@ def main() -> None:
     try:
         if "shim.so" not in os.environ.get("LD_PRELOAD", ""):
             show("this disk", anyio.run(rates, base, seconds))
-            again_with_delay(seconds)
+            run_again(__file__, str(seconds), *sys.argv[2:])
         else:
             ctypes.CDLL(None).shim_delay(5000)
             show("every flush 5 ms slower", anyio.run(rates, base, seconds))
@@ -232,15 +232,17 @@ def main() -> None:
         shutil.rmtree(base)
 
 
-def again_with_delay(seconds: float) -> None:
+def run_again(file: str, *arguments: str) -> None:
+    """The second half: with the shim that knows about flushes."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             library = shim.build(Path(folder))
         except FileNotFoundError:
-            print("every flush 5 ms slower: not run, because there is no C compiler")
+            print("the rest was not run, because there is no C compiler")
             return
-        command = [sys.executable, __file__, str(seconds), *sys.argv[2:]]
-        subprocess.run(command, env={**os.environ, "LD_PRELOAD": str(library)}, check=True)
+        subprocess.run(
+            [sys.executable, file, *arguments], env={**os.environ, "LD_PRELOAD": str(library)}, check=True
+        )
 
 
 if __name__ == "__main__":

@@ -93,10 +93,7 @@ def test_a_workspace_of_the_second_version_is_recovered_and_its_transitions_can_
 
 
 def flow_of_version_1():
-    spec = importlib.util.spec_from_file_location("v1_flow", FIXTURES / "v1_flow.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.flow
+    return module_of("v1_flow").flow
 
 
 def test_a_workspace_of_the_first_version_is_recovered_and_migrated(version_1):
@@ -133,20 +130,55 @@ def test_looking_at_it_does_not_migrate_it(version_1):
 
 
 @pytest.fixture
+def version_5(unpacked):
+    """Branches, waits, a queue and a child run; one of the runs was killed between two of its files."""
+    return unpacked("v5_killed.tar.gz")
+
+
+def test_runs_of_the_fifth_version_are_where_they_were_and_go_on(version_5):
+    root, flows = version_5, module_of("v5_flow")
+    with Engine(root, flows.ALL, resume=False) as engine:
+        assert (root / "demos/half/left2.txt").read_text() == "left\n"
+        runs = {run.id: run for run in engine.runs().wait()}
+        assert {run_id: (run.state, run.step) for run_id, run in runs.items()} == {
+            "asking": ("waiting", "ask"), "done": ("completed", None), "half": ("running", "right"),
+            "parent": ("waiting", "spawn"), "paused": ("paused", "ask"), "queued": ("running", "work"),
+            "stuck": ("error", "right"), "the-child": ("error", "work"), "told": ("waiting", "ask"),
+        }  # fmt: skip
+        (night,) = [queue for queue in engine.control.queues().wait() if queue["queue"] == "night"]
+        assert (night["paused"], night["reason"], night["waits"]) == (True, "inventory", 0)
+        for run_id in ("stuck", "the-child", "queued"):
+            (root / f"demos/{run_id}/mended").write_text("")
+        for run_id in ("stuck", "the-child", "half", "told", "parent"):
+            assert engine.retry(run_id).wait().ok, run_id
+        engine.send("asking", flows.answer, flows.Answer(yes=False)).wait()
+        engine.send("paused", flows.answer, flows.Answer(yes=True)).wait()
+        engine.control.resume_queue("night").wait()
+        for run_id in ("asking", "paused"):
+            assert engine.retry(run_id).wait().ok, run_id
+    with Engine(root, flows.ALL, queues=[flows.queue]) as engine:
+        while engine.get("queued").wait().state != "completed":
+            pass
+    assert (root / "demos/asking/heard.txt").read_text() == "False\n"
+    assert (root / "demos/told/heard.txt").read_text() == "True\n"
+    assert (root / "demos/parent/after.txt").read_text() == "after\n"
+
+
+@pytest.fixture
 def version_4(unpacked):
     """Runs in every state; one of them was killed between two of its files."""
     return unpacked("v4_killed.tar.gz")
 
 
-def flows_of_version_4():
-    spec = importlib.util.spec_from_file_location("v4_flow", FIXTURES / "v4_flow.py")
+def module_of(name):
+    spec = importlib.util.spec_from_file_location(name, FIXTURES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 def test_runs_of_the_fourth_version_are_where_they_were_and_go_on(version_4):
-    root, flows = version_4, flows_of_version_4()
+    root, flows = version_4, module_of("v4_flow")
     before = {
         path.parent.name: json.loads(path.read_text()) for path in root.glob("demos/*/demo.status.json")
     }
@@ -175,7 +207,7 @@ def test_runs_of_the_fourth_version_are_where_they_were_and_go_on(version_4):
 
 
 def test_what_the_fourth_version_did_can_be_undone(version_4):
-    root, flows = version_4, flows_of_version_4()
+    root, flows = version_4, module_of("v4_flow")
     with Engine(root, [flows.flow], resume=False) as engine:
         undone = engine.undo(engine.history.of("done")[-1].txid).wait()
         assert (undone.state, undone.step) == ("paused", "last")

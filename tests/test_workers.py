@@ -27,6 +27,7 @@ from surefoot import (
     rows,
 )
 from surefoot.testing import FakeClock
+from surefoot_storage import Workspace
 
 FLOW = """
 import os, sys, time
@@ -338,6 +339,47 @@ async def test_a_paused_queue_is_paused_over_restarts_and_says_so(root):
             with anyio.fail_after(20):
                 while (await engine.get(run_id)).state is not RunState.COMPLETED:
                     await anyio.sleep(0.02)
+
+
+async def reaches(engine, run_id, state):
+    with anyio.fail_after(20):
+        while (await engine.get(run_id)).state is not state:
+            await anyio.sleep(0.02)
+
+
+async def test_a_queue_knows_how_long_its_runs_waited_and_were_worked_on(root, monkeypatch):
+    monkeypatch.setattr("surefoot.locks.LOCK_ATTEMPTS", 2)
+    clock = FakeClock(1000.0, auto=False)
+    flow = Workflow("slow", directory="{run_id}")
+
+    @flow.step
+    def work(tx, _given):
+        clock.advance(7)
+
+    @flow.step(locks=["printer"])
+    def print_(tx, _given):
+        pass
+
+    async with Engine(root, [flow], clock=clock, resume=False) as engine:
+        await engine.start(flow, run_id="a", queue="q")
+        await engine.start(flow, run_id="later", queue="q", delay_s=50)
+    clock.advance(20)
+    with Workspace(root) as other:
+        lock = other.try_named_lock("printer")
+        async with Engine(root, [flow], clock=clock) as engine:
+            await reaches(engine, "a", RunState.ERROR)
+        lock.release()
+    async with Engine(root, [flow], clock=clock) as engine:
+        clock.advance(30)
+        await reaches(engine, "later", RunState.COMPLETED)
+        (queue,) = await engine.control.queues()
+    assert (queue["waits"], queue["wait_mean_s"], queue["wait_most_s"]) == (
+        2,
+        13.5,
+        20.0,
+    )  # 1057 - 1050, 1020 - 1000
+    assert (queue["runs"], queue["lock_failures"], queue["error"]) == (2, 1, 1)
+    assert queue["run_mean_s"] >= 7
 
 
 async def test_draining_finishes_what_was_taken_and_takes_nothing_new(root):

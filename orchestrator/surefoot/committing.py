@@ -116,16 +116,18 @@ class Commits:
         files.statements.extend(statements)
         return files
 
-    async def failure(self, run: Run, after: Run, failure: Failure, ended: Statement, *, visit: int) -> None:
+    async def failure(
+        self, run: Run, after: Run, failure: Failure, also: list[Statement], *, visit: int
+    ) -> None:
         """Marks a run that failed, on a full disk with the room that is kept for it."""
         try:
-            await self.status(run, after, "failed", [ended], visit=visit, failure=failure)
+            await self.status(run, after, "failed", also, visit=visit, failure=failure)
         except CommitOutcomeUnknown:
             raise
         except CommitError:
             if not await anyio.to_thread.run_sync(self._workspace.make_room):
                 raise
-            await self.status(run, after, "failed", [ended], visit=visit, failure=failure)
+            await self.status(run, after, "failed", also, visit=visit, failure=failure)
 
     def _commit_all(self, prepares: list[Callable[[], FileTransaction]]) -> list[Commit | BaseException]:
         """In a thread: everything that waits for a commit, with as few barriers as possible."""

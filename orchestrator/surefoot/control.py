@@ -36,9 +36,10 @@ class Control:
         self._pending = pender
 
     def queues(self) -> Pending[list[dict[str, Any]]]:
-        """For each queue with unfinished runs, or that is paused: ready, running, waiting, in error.
+        """For each queue: how many runs are ready, running, waiting, in error, and since when in seconds.
 
-        With the age of the oldest that is ready, in seconds, and why the queue is paused.
+        With what was measured since the store was made: how long runs waited until they were taken and were
+        worked on then, how often a lock was not to be had; and why the queue is paused.
         """
 
         def work() -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from surefoot_storage import (
 from . import machine, rows
 from .clock import Clock
 from .committing import Commits
+from .errors import LockNotTaken
 from .failures import DeadlineExceeded, StepCancelled, describe
 from .live import Live
 from .log import logger
@@ -79,8 +80,9 @@ class Failing:
     async def record_failure(self, live: Live, run: Run, after: Run, number: int, failure: Failure) -> Run:
         """Marks the run; where the disk refuses even that, the attempt's row, for the next open."""
         ended = rows.end_attempts(run.id, "failed", failure.at, failure, visit=number)
+        counted = [rows.measure(run.queue, "lock_failures")] if failure.error == LockNotTaken.__name__ else []
         try:
-            await self.commits.failure(run, after, failure, ended, visit=number)
+            await self.commits.failure(run, after, failure, [ended, *counted], visit=number)
         except (CommitOutcomeUnknown, WorkspacePoisoned):
             raise
         except SurefootError as refused:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,8 +28,8 @@ from .committing import CONFLICT_RERUNS_MAX
 from .declare import Workflow
 from .errors import DeclarationError, RunRefused
 from .execute import Executor
+from .holding import Hold
 from .leases import Leases
-from .live import Live
 from .log import logger
 from .model import Run, RunResult, TransitionResult, VisitState
 from .moving import Driver, Round, wait_for
@@ -86,7 +86,7 @@ class OpenEngine:
             know=settings.add,
         )
         self.on_due: Callable[[], None] = lambda: None
-        self.on_taken_over: Callable[[Run], Awaitable[None]]  # set by whoever counts interruptions
+        self.hold = Hold(workspace, settings.clock, self.leases, self.executor.commits)
         self._locks: dict[str, anyio.Lock] = {}
         self._drivers: dict[str, Driver] = {}
         self._worked = False  # since the last beat
@@ -223,22 +223,25 @@ class OpenEngine:
                     blocked = await self._round(run_id, driver, results.append) or False
         if driver.scope.cancelled_caught:
             await driver.cancelled.wait()
-        return await self._result(await self.release(run_id), results)
+        return await self._result(await self.hold.release(run_id), results)
 
     async def work(self, run_id: str, queues: Mapping[str, Queue]) -> Run | None:
         """What is due of a run, where it can be taken; None where it cannot."""
         if run_id in self._drivers:
             self._drivers[run_id].wake()
             return None
-        moved = True  # a run that is cancelled meanwhile was taken before
+        moved, since = True, self.clock.now()  # a run that is cancelled meanwhile was taken before
         with self._driving(run_id) as driver:
             with driver.scope:
                 async with self.lock(run_id):
                     moved = await self._round(run_id, driver, lambda _result: None, queues) is not None
             if driver.scope.cancelled_caught:
                 await driver.cancelled.wait()
-            left = await self.release(run_id)
-        return left if moved else None
+            left = await self.hold.release(run_id)
+        if not moved:
+            return None
+        await self.hold.measure(left, since)
+        return left
 
     async def _due_here(self, run_id: str, driver: Driver, *, through_waits: bool) -> bool:
         """True once something of the run is due and nobody else moves it on; False where nothing will be."""
@@ -281,7 +284,7 @@ class OpenEngine:
             self.notify(result)
 
         try:
-            live = await self.take(run, queues)
+            live = await self.hold.take(run, queues)
         except (WorkspaceBlocked, WorkspaceBusy) as error:
             told(self.blocked(run, error))
             return True
@@ -294,30 +297,8 @@ class OpenEngine:
         )  # fmt: skip
         await moving.run()
         if live.run.revision == run.revision:  # nothing came of it: no commit has given the run back
-            await self.executor.commits.write_rows([rows.release_run(self.workspace.worker, run_id)])
+            await self.hold.give_back(run_id)
         return moving.is_blocked
-
-    async def take(self, run: Run, queues: Mapping[str, Queue] | None = None) -> Live | None:
-        """The run belongs to this worker now; None where somebody was faster, or its queue is at a limit.
-
-        What a dead worker was doing is counted as an interruption.
-        """
-        worker, before = self.workspace.worker, run.owner
-        if before != worker:
-            claim = [rows.claim_run(run, worker)]
-            if queues is not None:
-                queue = queues.get(run.queue)
-                counted = queue is not None and queue.at_once is not None
-                gone = await to_thread.run_sync(self.leases.gone) if counted else []
-                claim = rows.take_run(run, worker, queue, self.clock.now(), gone)
-            try:
-                await self.executor.commits.write_rows(claim)
-            except Conflict:
-                return None
-            if before:
-                await self.on_taken_over(rows.claimed(run, worker))
-            run = await self.get(run.id) if before else rows.claimed(run, worker)
-        return Live(run)
 
     async def beat(self) -> None:
         """Until cancelled: shows the other workers that this one is not frozen, as long as it has runs."""
@@ -327,13 +308,6 @@ class OpenEngine:
                     await to_thread.run_sync(self.leases.beat)
             self._worked = bool(self._drivers)
             await anyio.sleep(self.leases.lease_s / 3)
-
-    async def release(self, run_id: str) -> Run:
-        """Others may move it on now."""
-        run = await self.get(run_id)
-        if run.owner == self.workspace.worker:
-            await self.executor.commits.write_rows([rows.release_run(self.workspace.worker, run_id)])
-        return run
 
     async def _result(self, run: Run, results: list[TransitionResult]) -> RunResult:
         undelivered = await to_thread.run_sync(rows.count_effects, self.workspace, "pending", run.id)

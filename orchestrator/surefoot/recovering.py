@@ -23,7 +23,7 @@ class Recovering:
         self._executor = engine.executor
         self._workspace = engine.workspace
         self._clock = engine.clock
-        engine.on_taken_over = self.count_interruptions
+        engine.hold.on_taken_over = self.count_interruptions
 
     async def catch_up(self) -> None:
         """Attempts that a dead process left open are counted; failures it could not record are."""

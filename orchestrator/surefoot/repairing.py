@@ -81,7 +81,7 @@ class Repairing:
             except (WorkspaceBlocked, WorkspaceBusy) as error:
                 return self._engine.blocked(await self._engine.get(run_id), error)
             result = await self._advance(run)
-            await self._engine.release(run_id)
+            await self._engine.hold.release(run_id)
         self._engine.notify(result)
         return result
 
@@ -89,7 +89,7 @@ class Repairing:
         front = foremost(run)
         assert front is not None
         try:
-            live = await self._engine.take(run)
+            live = await self._engine.hold.take(run)
         except (WorkspaceBlocked, WorkspaceBusy) as error:
             return self._engine.blocked(run, error)
         result = None

@@ -188,5 +188,16 @@ SCHEMA = Schema(
             beat INTEGER NOT NULL
         ) WITHOUT ROWID;
         """,
+        # 6: figures that are added up
+        """
+        CREATE TABLE meter (
+            subject TEXT NOT NULL,
+            name TEXT NOT NULL,
+            count INTEGER NOT NULL,
+            total REAL NOT NULL,
+            most REAL NOT NULL,
+            PRIMARY KEY (subject, name)
+        ) WITHOUT ROWID;
+        """,
     ),
 )

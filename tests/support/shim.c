@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #define NAMES_MAX 65536
@@ -68,7 +69,22 @@ ON_FD(ssize_t, writev, OTHER, (int fd, const struct iovec *v, int n), (fd, v, n)
 WRITES(pwrite, (int fd, const void *b, size_t n, off_t o), (fd, b, n, o), fd)
 WRITES(pwrite64, (int fd, const void *b, size_t n, off64_t o), (fd, b, n, o), fd)
 ON_FD(int, fsync, FLUSH, (int fd), (fd), fd)
-ON_FD(int, fdatasync, FLUSH, (int fd), (fd), fd)
+static atomic_llong barriers_ns; /* what commits wait for: everything else is flushed in the background */
+static atomic_int barriers;
+long long shim_barriers_ns(void) { return atomic_load(&barriers_ns); }
+int shim_barriers(void) { return atomic_load(&barriers); }
+int fdatasync(int fd) {
+  REAL(fdatasync);
+  struct timespec begun, ended;
+  clock_gettime(CLOCK_MONOTONIC, &begun);
+  if (delay_us) usleep(delay_us);
+  if (to_file(fd) && hit("fdatasync", FLUSH)) return -1;
+  int result = real(fd);
+  clock_gettime(CLOCK_MONOTONIC, &ended);
+  atomic_fetch_add(&barriers, 1);
+  atomic_fetch_add(&barriers_ns, (ended.tv_sec - begun.tv_sec) * 1000000000LL + ended.tv_nsec - begun.tv_nsec);
+  return result;
+}
 ON_FD(int, syncfs, FLUSH, (int fd), (fd), fd)
 ON_FD(int, sync_file_range, OTHER, (int fd, off64_t o, off64_t n, unsigned f), (fd, o, n, f), fd)
 ON_FD(int, ftruncate, OTHER, (int fd, off_t n), (fd, n), fd)

@@ -284,6 +284,9 @@ def queue_list(*, workspace: str, as_json: bool) -> int:
     lines = [
         f"{fact['queue'] or '(none)':<20} {fact['ready']} ready, {fact['running']} running,"
         f" {fact['waiting']} waiting, {fact['error']} in error"
+        + (f", waited {fact['wait_mean_s']:.1f} s" if fact["waits"] else "")
+        + (f", worked on for {fact['run_mean_s']:.1f} s" if fact["runs"] else "")
+        + (f", {fact['lock_failures']} lock failures" if fact["lock_failures"] else "")
         + (f"  PAUSED {fact['reason']}".rstrip() if fact["paused"] else "")
         for fact in facts
     ]

@@ -24,6 +24,7 @@ from .messages import (
     release_messages,
     waiting_messages,
 )
+from .meters import Meter, measure, meters
 from .outbox import (
     Message,
     claim_effect,
@@ -90,6 +91,7 @@ from .source import Source
 __all__ = [
     "EVERY",
     "Message",
+    "Meter",
     "Source",
     "Taking",
     "ahead_in_lane",
@@ -124,8 +126,10 @@ __all__ = [
     "known_schedule",
     "list_runs",
     "list_schedules",
+    "measure",
     "messages_of",
     "messages_with_key",
+    "meters",
     "move_schedule",
     "next_messages",
     "next_ready",

@@ -11,6 +11,7 @@ from surefoot.model import Run
 from surefoot.queues import Queue
 from surefoot_storage import Statement
 
+from .meters import Meter, measure, meters
 from .runs import claimed
 from .source import Source
 
@@ -53,6 +54,9 @@ def take_run(run: Run, worker: str, queue: Queue | None, now: float, gone: Seque
         values |= {"rate": queue.rate.count, "since": now - queue.rate.per_s}
     sql = f"UPDATE run SET owner = :worker, epoch = :after WHERE {' AND '.join(conditions)}"  # noqa: S608 - only constants are put in
     statements = [Statement(sql, values, 1)]
+    if run.queue:
+        ready_at = max(run.due_at or 0.0, run.updated_at)
+        statements.append(measure(run.queue, "wait_s", max(0.0, now - ready_at)))
     if queue is not None and queue.rate is not None:
         pace = {"queue": run.queue, "now": now, "since": now - queue.rate.per_s}
         statements += [
@@ -222,15 +226,30 @@ def ahead_in_lane(source: Source, run: Run) -> list[str]:
 
 
 def queues_shown(source: Source, now: float) -> list[dict[str, Any]]:
-    """All queues that have unfinished runs, or are paused, with why."""
+    """All queues that runs were taken from, that have some, or that are paused, with why."""
     paused = paused_queues(source)
     facts = queue_facts(source, now)
     known = {fact["queue"] for fact in facts}
+    measured = meters(source, ("wait_s", "run_s", "lock_failures"))
+    idle = {*paused, *(subject for subject, _ in measured if subject)} - known
     empty = {"ready": 0, "running": 0, "waiting": 0, "error": 0, "oldest_ready_s": None}
-    facts += [{"queue": name, **empty} for name in sorted(paused) if name not in known]
+    facts += [{"queue": name, **empty} for name in sorted(idle)]
     return [
-        {**fact, "paused": fact["queue"] in paused, "reason": paused.get(fact["queue"], "")} for fact in facts
-    ]
+        {
+            **fact, **_measured(fact["queue"], measured),
+            "paused": fact["queue"] in paused, "reason": paused.get(fact["queue"], ""),
+        }
+        for fact in facts
+    ]  # fmt: skip
+
+
+def _measured(queue: str, measured: dict[tuple[str, str], Meter]) -> dict[str, Any]:
+    """Since the store was made: how long runs waited until they were taken, and were worked on then."""
+    facts: dict[str, Any] = {}
+    for name in ("wait", "run"):
+        meter = measured.get((queue, f"{name}_s"), Meter(queue, name))
+        facts |= {f"{name}s": meter.count, f"{name}_mean_s": meter.mean, f"{name}_most_s": meter.most}
+    return {**facts, "lock_failures": measured.get((queue, "lock_failures"), Meter(queue, "")).count}
 
 
 def count_pace(source: Source, subject: str, since: float) -> int:
