@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
+import apsw
 import pytest
 from worlds import restamp
 
 from surefoot import Engine
-from surefoot_storage import ReadOnlyWorkspace, Workspace, processes
+from surefoot.schema import SCHEMA
+from surefoot_storage import ReadOnlyWorkspace, Workspace, WorkspaceBusy, WorkspaceUnusable, processes
+from surefoot_storage.schema import STORAGE
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -217,3 +223,83 @@ def test_what_the_fourth_version_did_can_be_undone(version_4):
         back = engine.revert(engine.history.of("half")[0].txid).wait()
         assert (back.state, back.step) == ("paused", "outline")
         assert engine.retry("half").wait().ok
+
+
+# --- migrations ---
+
+
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
+def test_the_store_as_it_was_is_kept_and_each_step_is_told(unpacked, version):
+    root, told = unpacked(f"v{version}_killed.tar.gz"), []
+    with Workspace(root, schemas=[SCHEMA], observer=lambda *event: told.append(event)):
+        pass
+    kept = [path.name for path in (root / ".surefoot").iterdir() if ".before-" in path.name]
+    assert len(kept) == 1
+    copy = apsw.Connection(str(root / ".surefoot" / kept[0]), flags=apsw.SQLITE_OPEN_READONLY)
+    versions = dict(copy.execute("SELECT name, version FROM component").fetchall())
+    copy.close()
+    assert told[0] == (
+        "store_kept",
+        {"as_it_was": kept[0], **{c: versions[c] for c in told[0][1] if c in versions}},
+    )
+    steps = [(facts["component"], facts["version"]) for event, facts in told if event == "migrating"]
+    current = {"storage": STORAGE.version, "engine": SCHEMA.version}
+    assert steps == [
+        (component, step)
+        for component in ("storage", "engine")
+        for step in range(versions[component] + 1, current[component] + 1)
+    ]
+    told.clear()
+    with Workspace(root, schemas=[SCHEMA], observer=lambda *event: told.append(event)) as workspace:
+        assert workspace.query("PRAGMA integrity_check") == [("ok",)]
+    assert told == []
+
+
+def test_only_the_copy_of_the_last_migration_is_kept(unpacked):
+    root = unpacked("v4_killed.tar.gz")
+    older = root / ".surefoot/surefoot.db.before-engine3"
+    older.write_bytes(b"from before")
+    with Workspace(root, schemas=[SCHEMA]):
+        pass
+    assert not older.exists()
+
+
+def test_an_older_process_at_work_is_not_migrated_under_its_feet(unpacked):
+    """It would go on with tables that it does not know."""
+    root = unpacked("v5_killed.tar.gz")
+    with Workspace(root) as old:  # which needs no tables of the engine, and has them open
+        before = old.query("SELECT version FROM component WHERE name = 'engine'")
+        with pytest.raises(WorkspaceBusy, match="nobody else to have it open") as caught:
+            Workspace(root, schemas=[SCHEMA])
+        assert "another engine of this process" in str(caught.value)
+        assert old.query("SELECT version FROM component WHERE name = 'engine'") == before
+    Workspace(root, schemas=[SCHEMA]).close()
+
+
+@pytest.mark.parametrize("component", ["storage", "engine"])
+def test_a_store_of_a_newer_version_is_refused_and_left_untouched(root, component):
+    Workspace(root, schemas=[SCHEMA]).close()
+    database = apsw.Connection(str(root / ".surefoot/surefoot.db"))
+    database.execute("UPDATE component SET version = 99 WHERE name = ?", (component,))
+    database.close()
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    with pytest.raises(WorkspaceUnusable, match="made by a newer version; it was left untouched"):
+        Workspace(root, schemas=[SCHEMA])
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("version", [2, 5])
+def test_a_migration_killed_at_any_call_is_done_by_the_next_open(shim_library, tmpfs_folder, version):
+    lab = Path(__file__).parent / "crash"
+    path = os.pathsep.join([str(lab), str(lab.parent / "support")])
+    done = subprocess.run(
+        [sys.executable, lab / "migrations.py", FIXTURES / f"v{version}_killed.tar.gz", tmpfs_folder],
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": path, "LD_PRELOAD": str(shim_library)},
+    )  # fmt: skip
+    assert done.stdout, done.stderr[-2000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["problems"] == []
+    assert report["calls"] > 60
+    assert report["kept"] == report["calls"]

@@ -101,7 +101,7 @@ SEEN_AT_ONCE = [
 @pytest.mark.long
 @pytest.mark.parametrize("site", SEEN_AT_ONCE, ids=lambda site: f"{site.module}-{site.line}-{site.text}")
 def test_the_simulated_disk_sees_each_flush_that_is_missing(site):
-    assert mutation.by_simulation(site, 2500) != ""
+    assert mutation.by_simulation(site, 5000) != ""
 
 
 def test_the_list_of_mutants_knows_its_exceptions():

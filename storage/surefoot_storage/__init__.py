@@ -2,6 +2,7 @@
 
 from .checkup import Checkup, Finding
 from .conflicts import ForeignEdit
+from .dumps import Dumps
 from .errors import (
     CommitError,
     CommitFailed,
@@ -32,7 +33,7 @@ from .retention import Pruned, Retention
 from .reverting import WentBack
 from .schema import Schema
 from .sealing import Sealed
-from .states import Absent, Directory, File, Op
+from .states import Absent, Directory, File, Op, Stamp
 from .transaction import FileTransaction
 from .upkeep import Forgotten, Upkeep, restore
 from .wants import Statement
@@ -49,6 +50,7 @@ __all__ = [
     "Conflict",
     "Difference",
     "Directory",
+    "Dumps",
     "File",
     "FileTransaction",
     "Finding",
@@ -70,6 +72,7 @@ __all__ = [
     "Schema",
     "Sealed",
     "StageFailed",
+    "Stamp",
     "Statement",
     "SurefootError",
     "TransactionClosed",

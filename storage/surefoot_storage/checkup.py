@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import processes
+from .dumps import Dumps
 from .errors import SurefootError
 from .fsops import FsOps
 from .history import History
@@ -76,6 +77,10 @@ class Checkup:
                     facts = json.loads(self._fs.read(folder, name)[0])
                 found.append(Worker(name, processes.lock_holder(stat), facts))
         return found
+
+    def dumps(self) -> list[str]:
+        """The names of all dumps."""
+        return Dumps(self._fs, self._path).names()
 
     def findings(self, *, deep: bool = False) -> Iterator[Finding]:
         """`deep` also compares every file with the store."""

@@ -20,8 +20,8 @@ import apsw
 
 from .errors import CommitFailed, CommitOutcomeUnknown, Conflict, SurefootError, WorkspaceUnusable
 from .records import INSERT_OP, Member, Row, op_row
-from .schema import APPLICATION_ID, Schema
-from .sqlite import commit_failed, sqlite_is_safe, unusable
+from .schema import APPLICATION_ID, Migrating, Schema
+from .sqlite import check_whole, commit_failed, sqlite_is_safe, unusable
 from .wants import Statement
 
 WAL_PAGES_MAX = 2000  # about 8 MiB: past it the log is copied into the database and started over
@@ -90,7 +90,9 @@ class Database:
                     hint="pip install --upgrade surefoot",
                 )
 
-    def prepare(self, schemas: Sequence[Schema], first_rows: Iterable[Statement]) -> None:
+    def prepare(
+        self, schemas: Sequence[Schema], first_rows: Iterable[Statement], migration: Migrating | None = None
+    ) -> None:
         """Sets the connection up and brings the tables to this code's version.
 
         Raises:
@@ -98,11 +100,13 @@ class Database:
         """
         self.refuse_newer(schemas)
         try:
-            self._prepare(schemas, first_rows)
+            self._prepare(schemas, first_rows, migration)
         except apsw.Error as error:
             raise unusable(self.path, error) from error
 
-    def _prepare(self, schemas: Sequence[Schema], first_rows: Iterable[Statement]) -> None:
+    def _prepare(
+        self, schemas: Sequence[Schema], first_rows: Iterable[Statement], migration: Migrating | None
+    ) -> None:
         self._db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         self._db.execute("PRAGMA journal_mode = WAL").fetchall()
         self._db.execute("PRAGMA wal_autocheckpoint = 0; PRAGMA journal_size_limit = -1;").fetchall()
@@ -112,8 +116,11 @@ class Database:
         self._db.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, ctypes.addressof(keep))
         if not self._found:
             self._create(first_rows, schemas[0])
+        behind = {s.component: v for s in schemas if 0 < (v := self._found.get(s.component, 0)) < s.version}
+        if behind and migration is not None:
+            migration.prepare(self, behind)
         for schema in schemas:
-            self._migrate(schema)
+            self._migrate(schema, migration if schema.component in behind else None)
         self._try_a_write()
 
     def _try_a_write(self) -> None:
@@ -147,9 +154,12 @@ class Database:
         self._db.execute("DROP TABLE reserve")
         self.checkpoint_log()
 
-    def _migrate(self, schema: Schema) -> None:
+    def _migrate(self, schema: Schema, migration: Migrating | None) -> None:
         current = self._versions().get(schema.component, 0)
         for number in range(current, schema.version):
+            if migration is not None:
+                step = {"component": schema.component, "version": number + 1, "of": schema.version}
+                migration.tell("migrating", step)
             with self._transaction():
                 self._step(schema, number)
 
@@ -383,13 +393,7 @@ class Database:
     def copy_into(self, path: str) -> None:
         """A fresh copy on new blocks, checked whole."""
         self.query("VACUUM INTO ?", (path,))
-        copy = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
-        verdict = copy.execute("PRAGMA integrity_check").fetchall()
-        copy.close()
-        if verdict != [("ok",)]:
-            raise WorkspaceUnusable(
-                "repair the database", self.path, expected="a sound database", found=str(verdict[:3])
-            )
+        check_whole(path, self.path)
 
 
 def _names(members: Sequence[Member]) -> str:

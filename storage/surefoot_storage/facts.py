@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
@@ -10,10 +11,12 @@ from .checkup import Checkup
 from .errors import SurefootError
 from .fsops import FsOps
 from .history import History
+from .layout import SECRET
 from .machinery import Machinery
 from .named import NamedLock, holder_of, try_named_lock
 from .recipes import Recipe
 from .sealing import Sealing
+from .states import Stamp
 from .store import Store
 from .wants import Spool, Statement
 
@@ -30,6 +33,10 @@ class Facts(ABC):
     @abstractmethod
     def _check_alive(self) -> None:
         """Raises where the workspace is of no use any more."""
+
+    @abstractmethod
+    def _section(self) -> contextlib.AbstractContextManager[object]:
+        """One process at a time."""
 
     @abstractmethod
     def write_rows(self, statements: Sequence[Statement], *, durable: bool = True) -> None:
@@ -94,6 +101,26 @@ class Facts(ABC):
     def describe_worker(self, worker: str) -> str:
         """A worker's process, for people."""
         return self._store.workers.describe(worker)
+
+    def stamp(self, path: str) -> Stamp | None:
+        """How a path looks to stat now, None where there is nothing: one look, without reading it.
+
+        Raises:
+            PathRefused: the way to it is unsafe.
+        """
+        self._check_alive()
+        return self._parts.tree.stamp(path)
+
+    def secret(self) -> bytes:
+        """32 random bytes of this workspace's own, kept outside the database, so that no backup has them."""
+        note = self._store.layout.read_note(SECRET)
+        if note is None:
+            with self._section():
+                note = self._store.layout.read_note(SECRET)  # another process may have been faster
+                if note is None:
+                    note = {"secret": os.urandom(32).hex()}
+                    self._store.layout.write_note(SECRET, note, durable=True)
+        return bytes.fromhex(note["secret"])
 
     def try_named_lock(self, name: str) -> NamedLock | None:
         """A lock among all processes; None where somebody else has it. Freed when its process dies."""

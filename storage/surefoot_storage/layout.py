@@ -29,6 +29,7 @@ from .states import digest_of
 
 DATABASE = "surefoot.db"
 MARKER = "workspace.json"
+SECRET = "secret.json"  # noqa: S105 - a file's name
 DAMAGED = "database-damaged"  # present: the log failed to flush; copy it to new blocks before trusting it
 STAGE_SUFFIXES = (".old", ".again", ".aside")  # a displaced version; a second try; one moved out of the way
 SPARE_SUFFIX = ".spare"  # a displaced version that was looked at, and may be half written again since

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 APPLICATION_ID = 0x53464F54  # "SFOT", shown by file(1)
 
@@ -18,6 +20,16 @@ class Schema:
     def version(self) -> int:
         """What this code reads and writes."""
         return len(self.migrations)
+
+
+class Migrating(Protocol):
+    """Who is asked before an older store is changed, and told of each step."""
+
+    def prepare(self, database: Any, versions: Mapping[str, int]) -> None:
+        """The components that are older, with the versions they have."""
+
+    def tell(self, event: str, facts: dict[str, Any]) -> None:
+        """How far it is."""
 
 
 STORAGE = Schema(

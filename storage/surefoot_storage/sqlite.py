@@ -46,3 +46,18 @@ def unusable(path: str, error: apsw.Error) -> WorkspaceUnusable:
         found=f"{type(error).__name__}: {error}",
         hint="restore it from a backup; the workspace's own files are not affected",
     )
+
+
+def check_whole(path: str, subject: str) -> None:
+    """A copy of a database.
+
+    Raises:
+        WorkspaceUnusable: it is not sound.
+    """
+    copy = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
+    verdict = copy.execute("PRAGMA integrity_check").fetchall()
+    copy.close()
+    if verdict != [("ok",)]:
+        raise WorkspaceUnusable(
+            "copy the database", subject, expected="a sound database", found=str(verdict[:3])
+        )

@@ -18,6 +18,7 @@ from .layout import DAMAGED, DATABASE, Layout
 from .locking import CommitLock
 from .log import Log
 from .mark import AppliedMark
+from .migrating import Migration
 from .paths import CONTROL_DIR
 from .recipes import Recipe, RecipeName, probe
 from .records import Row
@@ -62,6 +63,7 @@ class Store:
         wait_s: float,
         now: float,
         report: Callable[[str], None],
+        tell: Callable[[str, dict[str, Any]], None],
         adopt: bool,
     ) -> Iterator[Store]:
         """The store inside the critical section of its opening; whatever fails there leaves no trace.
@@ -84,7 +86,7 @@ class Store:
                         continue
                     if made:
                         inner.callback(opening.remove_control, fs, root)
-                    yield cls._fill(fs, path, root, lock, inner, schemas, recipe, now, adopt)
+                    yield cls._fill(fs, path, root, lock, inner, schemas, recipe, now, tell, adopt)
                     inner.pop_all()
                     undo.pop_all()
                     return
@@ -101,6 +103,7 @@ class Store:
         schemas: Sequence[Schema],
         recipe: RecipeName | None,
         now: float,
+        tell: Callable[[str, dict[str, Any]], None],
         adopt: bool,
     ) -> Store:
         opening.check_format(fs, lock.descriptor, path, adopt=adopt)
@@ -114,7 +117,7 @@ class Store:
         epoch = f"{processes.boot_id()}:{fs.filesystem(root)[1]}"
         database = _open_database(fs, layout, path)
         undo.callback(database.close)
-        database.prepare(schemas, [_first_row(epoch, now)])
+        database.prepare(schemas, [_first_row(epoch, now)], Migration(fs, layout, workers, tell))
         if adopt:
             database.become(os.urandom(16).hex(), epoch)
         uuid = str(database.query("SELECT uuid FROM workspace")[0][0])

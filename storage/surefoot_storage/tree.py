@@ -12,7 +12,7 @@ from .areas import Areas
 from .errors import PathRefused, UnreadableFile, os_error_text
 from .fsops import FsOps
 from .paths import leaf_of, parent_of, visible
-from .states import Snapshot, snapshot_of
+from .states import Snapshot, Stamp, snapshot_of
 from .turn import Turn
 
 HELD_BYTES_MAX = 1 << 20  # a larger file is known by its hash: it is read when somebody asks for it
@@ -133,6 +133,17 @@ class Tree:
         if found is None:
             return "nothing"
         return "file" if fsops.is_regular(found) else "directory" if fsops.is_directory(found) else "other"
+
+    def stamp(self, path: str) -> Stamp | None:
+        """How it looks to stat; None where there is nothing."""
+        directory = self.open_parent(path, operation="look at")
+        if directory is None:
+            return None
+        try:
+            found = self.fs.lstat(directory, leaf_of(path))
+        finally:
+            self.fs.close(directory)
+        return Stamp.of(found) if found is not None else None
 
     def names(self, path: str, *, operation: str = "list") -> tuple[str, ...] | None:
         """The names in a directory (`""` is the root), sorted; None where there is no such directory."""

@@ -83,6 +83,18 @@ class View:
             raise changed_while_read(base.path)
         return data
 
+    def digest(self, path: PathLike) -> bytes | None:
+        """The sha256 of a file, pending changes included; None where there is none."""
+        self._check_open()
+        name = normalise(path, operation="read")
+        want = self._wants.get(name)
+        if isinstance(want, Put):
+            return digest_of(want.content) if isinstance(want.content, bytes) else want.content.digest
+        if isinstance(want, Gone | MakeDir):
+            return None
+        state = self.load(name).state
+        return state.digest if isinstance(state, File) else None
+
     def file_at(self, path: PathLike) -> bytes | Snapshot:
         """Pending content, or the file on disk.
 

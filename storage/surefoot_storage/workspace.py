@@ -102,6 +102,7 @@ class Workspace(Facts):
             wait_s=lock_wait_s,
             now=clock(),
             report=lambda text: self._events.tell("lock_waiting", text=text),
+            tell=lambda event, facts: self._events.tell(event, **facts),
             adopt=adopt,
         ) as store:
             self._store = store
