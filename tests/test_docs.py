@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -21,7 +22,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_example_and_its_commands_run(tmp_path):
-    hello, _ = blocks("python")
+    hello, _, _ = blocks("python")
     (tmp_path / "hello.py").write_text(hello)
     done = subprocess.run(
         [sys.executable, "hello.py"], cwd=tmp_path, capture_output=True, text=True, check=True
@@ -40,7 +41,7 @@ def test_the_example_and_its_commands_run(tmp_path):
 
 
 def test_the_larger_example_runs(tmp_path):
-    _, review = blocks("python")
+    _, review, _ = blocks("python")
     (tmp_path / "review.py").write_text(review)
     done = subprocess.run(
         [sys.executable, "review.py"], cwd=tmp_path, capture_output=True, text=True, check=True
@@ -48,6 +49,18 @@ def test_the_larger_example_runs(tmp_path):
     assert "completed it is completed since" in done.stdout
     text = (tmp_path / "reviews/rivers/published.md").read_text()
     assert text == "# rivers: begin\n# rivers: middle\n# rivers: end\n"
+
+
+def test_the_example_of_approvals_configuration_caches_and_records_runs(tmp_path):
+    _, _, publish = blocks("python")
+    (tmp_path / "publish.py").write_text(publish)
+    done = subprocess.run(
+        [sys.executable, "publish.py"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "completed 800" in done.stdout
+    assert "board: rivers started" in done.stdout
+    released = json.loads((tmp_path / "articles/rivers/released.json").read_text())
+    assert [vote["by"] for vote in released["votes"]] == ["ann", "bob"]
 
 
 def test_every_command_is_in_the_readme_and_has_help():

@@ -116,7 +116,7 @@ async def test_a_step_that_cannot_do_it_says_why_and_changes_nothing(root, step,
 def test_wrong_options_are_refused_when_they_are_declared(kind, options):
     flow = Workflow("flow")
     with pytest.raises(DeclarationError) as caught:
-        ready_steps()[kind].of("flow", "step", options).declare(flow, "step")
+        ready_steps()[kind].from_options("flow", "step", options).declare(flow, "step")
     assert caught.value.expected
     assert caught.value.found
 

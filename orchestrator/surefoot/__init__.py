@@ -4,6 +4,8 @@ The one public door. `surefoot_storage` is the ground floor below it, `surefoot_
 ready-made steps; both may be imported, but what most programs need is here.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from surefoot_storage import (
     CommitOutcomeUnknown,
     Conflict,
@@ -26,18 +28,25 @@ from surefoot_storage import (
     WorkspaceUnusable,
 )
 
+from .approvals import Approval, ApprovalState, Asked
 from .clock import Clock, SystemClock
 from .declare import Workflow
 from .diffs import FileChange
+from .dumping import Dump, Replayed
 from .engine import Engine
 from .errors import (
+    ApprovalRefused,
     CommandFailed,
+    ConfigConflict,
     DeclarationError,
     GuardConflict,
     GuardDenied,
     InputRefused,
     LoadError,
     LockNotTaken,
+    NothingCached,
+    RecordsFull,
+    RecordsNotDurable,
     RunRefused,
     StepReturnRefused,
     TemplateRefused,
@@ -46,27 +55,43 @@ from .errors import (
     UnknownRun,
 )
 from .files import Files
-from .model import Committed, Failure, Run, RunResult, RunState, TransitionResult
+from .model import Committed, Failure, Run, RunResult, RunState, StatusChange, TransitionResult
 from .pending import Pending
 from .preview import Preview
 from .queues import Queue, Rate
 from .retry import Retry
+from .rows import Record
+from .statuses import Status
 from .steps import Done, Effect, Next, Step
 from .streams import Stream
 from .transaction import Transaction
 from .undo import Undone
 from .waits import Signal, Wait
 
+if TYPE_CHECKING:
+    from .caching import Cache, Cached
+    from .configuration import Configuration, Revised, Updated
+    from .recording import Records
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "Approval",
+    "ApprovalRefused",
+    "ApprovalState",
+    "Asked",
+    "Cache",
+    "Cached",
     "Clock",
     "CommandFailed",
     "CommitOutcomeUnknown",
     "Committed",
+    "ConfigConflict",
+    "Configuration",
     "Conflict",
     "DeclarationError",
     "Done",
+    "Dump",
     "Effect",
     "Engine",
     "Failure",
@@ -82,20 +107,29 @@ __all__ = [
     "LoadError",
     "LockNotTaken",
     "Next",
+    "NothingCached",
     "PathRefused",
     "Pending",
     "Policy",
     "Preview",
     "Queue",
     "Rate",
+    "Record",
+    "Records",
+    "RecordsFull",
+    "RecordsNotDurable",
     "Recovered",
+    "Replayed",
     "Retention",
     "Retry",
+    "Revised",
     "Run",
     "RunRefused",
     "RunResult",
     "RunState",
     "Signal",
+    "Status",
+    "StatusChange",
     "Step",
     "StepReturnRefused",
     "Stream",
@@ -111,6 +145,7 @@ __all__ = [
     "Undone",
     "UnknownRun",
     "UnreadableFile",
+    "Updated",
     "Wait",
     "Workflow",
     "WorkspaceBlocked",
@@ -119,3 +154,17 @@ __all__ = [
     "WorkspacePoisoned",
     "WorkspaceUnusable",
 ]
+
+_LATER = {
+    "Cache": "caching", "Cached": "caching", "Configuration": "configuration", "Records": "recording",
+    "Revised": "configuration", "Updated": "configuration",
+}  # fmt: skip
+"""Names whose modules are imported when they are first used: a program without them starts faster."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)

@@ -79,8 +79,11 @@ class Commits:
         visit: int | None = None,
         outcome: str | None = None,
         failure: Failure | None = None,
+        check: Callable[[FileTransaction], None] = lambda _files: None,
     ) -> Commit:
         """A change of status alone: the small transaction that marks errors, retries, cancellations.
+
+        `check` may look at files, which the commit then checks, too; what it raises ends the change.
 
         Raises:
             Conflict: somebody else has changed the run since `run` was read.
@@ -88,10 +91,11 @@ class Commits:
 
         def work() -> FileTransaction:
             files = self._workspace.begin(label=f"{run.id}/{event}", owner=run.id)
+            check(files)
             audit = rows.append_audit(
                 after, event, step=_step_of(run, visit), visit=visit, outcome=outcome, failure=failure
             )
-            changes = [*rows.save(run, after, outcome or event), audit, *statements]
+            changes = [*statements, *rows.save(run, after, outcome or event), audit]  # see approval_left
             return self.with_status(run, after, files, changes)
 
         for rerun in range(CONFLICT_RERUNS_MAX):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 from anyio import to_thread
 
@@ -13,16 +13,7 @@ from . import checks, rows
 from .dispatching import Dispatcher
 from .names import checked_name
 from .opened import OpenEngine
-from .pending import Pending
-
-T = TypeVar("T")
-
-
-class Pender(Protocol):
-    """Makes operations that can be awaited or waited for."""
-
-    def __call__(self, name: str, operation: Callable[[], Awaitable[T]]) -> Pending[T]:
-        """One of them."""
+from .pending import Pender, Pending
 
 
 class Control:

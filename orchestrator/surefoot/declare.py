@@ -20,6 +20,7 @@ from .options import check_each, checked_model, checked_retry, guards_of, lines,
 from .retry import NO_RETRY, Retry
 from .schedules import QUEUE, Overlap, Schedule, checked_schedule
 from .steps import Done, Step, check_signature
+from .telling import Telling
 from .waits import M, NoPayload, Signal, parsed
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class NoInput(BaseModel, extra="forbid"):
     """The input of workflows that take none."""
 
 
-class Workflow:
+class Workflow(Telling):
     """A named graph of steps over one directory.
 
     Args:
@@ -80,6 +81,8 @@ class Workflow:
         self.guards = guards_of(name, lines(guards))
         self.steps: dict[str, Step[..., Any]] = {}
         self.signals: dict[str, Signal[Any]] = {}
+        self._notifier: Callable[..., Any] | None = None
+        self.views = {}
         self.schedules: dict[str, Schedule] = {}
         self._graph: Graph | None = None
         declared_in = sys._getframe(1).f_globals.get("__file__")  # noqa: SLF001 - the file that declares the workflow

@@ -11,6 +11,7 @@ from typing import Any
 from surefoot_storage import Checkup, Finding
 
 from . import rows
+from .dumping import REPLAYED
 from .model import Run, RunState
 from .schema import SCHEMA
 
@@ -29,6 +30,8 @@ def findings(source: rows.Source, checkup: Checkup, *, now: float, deep: bool = 
             for finding in _of_run(run, living, now)
         ),
         *_of_effects(source, living, now),
+        *_of_records(source, checkup.dumps()),
+        *_of_approvals(source),
     ]
     return sorted(found, key=lambda finding: not finding.is_problem)
 
@@ -83,6 +86,31 @@ def _of_effects(source: rows.Source, living: set[str], now: float) -> Iterator[F
             remedy,
             is_problem=False,
         )
+
+
+def _of_records(source: rows.Source, dumps: list[str]) -> Iterator[Finding]:
+    waiting = [name for name in dumps if not name.endswith(REPLAYED)]
+    if waiting:
+        yield Finding(
+            "dumps-waiting", f"{len(waiting)} dump(s) of records wait to be replayed", ", ".join(waiting[:5]),
+            "surefoot dumps replay --all",
+        )  # fmt: skip
+    unclean = [session for session in rows.sessions(source) if session["how"] == "unclean"]
+    if unclean:
+        yield Finding(
+            "records-unclean", f"{len(unclean)} session(s) of records did not end cleanly",
+            "what was queued then is lost; what was flushed is not", is_problem=False,
+        )  # fmt: skip
+
+
+def _of_approvals(source: rows.Source) -> Iterator[Finding]:
+    for damaged in rows.approvals(source)[1]:
+        if damaged.reissued:
+            continue
+        yield Finding(
+            "approval-damaged", f"the request for approval {damaged.id} cannot be read", damaged.problem,
+            f"surefoot approvals reissue {damaged.id}",
+        )  # fmt: skip
 
 
 def bundle(source: rows.Source, checkup: Checkup, *, version: str, now: float) -> dict[str, Any]:

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 from anyio import to_thread
 
-from surefoot_storage import History, InputError, Recovered, Upkeep
+from surefoot_storage import History, Recovered, Upkeep
 
-from . import checks, messaging, rows
+from . import messaging, rows
 from .control import Control
 from .declare import Workflow
 from .lifecycle import given
-from .mending import Mending
-from .model import Run, RunResult, RunState, TransitionResult
+from .looking import Looking
+from .model import Run, RunResult, TransitionResult
 from .pending import Pending
 from .preview import Preview
 from .previewing import Previews
-from .waits import Signal
+from .waits import M, Signal
+
+if TYPE_CHECKING:  # imported when they are used: `import surefoot` is fast
+    from .caching import Cache, Load
+    from .configuration import Configuration
+    from .deciding import Approvals
+    from .recording import Records
+
+CACHE_FRESH_S = 300.0
+CACHE_ALERT_AFTER_S = 3_600.0
+CACHE_TIMEOUT_S = 30.0
 
 
-class Engine(Mending):
+class Engine(Looking):
     """Runs workflows over the files of one workspace.
 
     From async code: `async with Engine(root, [flow]) as engine: await engine.run(flow, {…})`.
@@ -38,6 +48,7 @@ class Engine(Mending):
         runs_max: runs that it takes at the same time.
         lease_s: a worker that shows no sign of life for so long loses its runs to others.
         threads_max: sync step bodies at the same time.
+        records_max: records that wait to be written, in `engine.records`.
         effects_grace_s: how long closing waits for effects that are due.
         on_transition: is shown each transition's result as it happens.
         policy: choices where more than one answer is right: metadata, hard links, foreign edits.
@@ -56,6 +67,60 @@ class Engine(Mending):
     def control(self) -> Control:
         """Queues and schedules: look at them, pause them, run dry."""
         return Control(lambda: self._the_open, lambda: self._dispatcher, self._pending)
+
+    @property
+    def approvals(self) -> Approvals:
+        """What waits for people: look at it, approve, reject, delegate."""
+        from .deciding import Approvals
+
+        return Approvals(lambda: self._the_open, self._pending)
+
+    def configuration(self, name: str, model: type[M]) -> Configuration[M]:
+        """A configuration in the store, as a pydantic model; every use of it sees the newest revision.
+
+        Raises:
+            DeclarationError, InputError: it cannot be a name or a model.
+        """
+        from .configuration import Configuration
+
+        return Configuration(name, model, lambda: self._the_open, self._pending)
+
+    def cache(
+        self,
+        name: str,
+        load: Load,
+        *,
+        fresh_s: float = CACHE_FRESH_S,
+        timeout_s: float = CACHE_TIMEOUT_S,
+        alert_after_s: float = CACHE_ALERT_AFTER_S,
+        on_alert: Callable[[str, float], None] = lambda _key, _age_s: None,
+    ) -> Cache:
+        """Answers of a slow or fallible source, kept in the store: see `Cache.get`. One for each source.
+
+        Args:
+            name: of the source; kept answers are known by it, in every process.
+            load: asks the source: `load(key)`, sync or async; returns what JSON can hold.
+            fresh_s: an answer that is younger is given at once.
+            timeout_s: a source that takes longer has failed.
+            alert_after_s: an answer that had to be used and is older is told to `on_alert`.
+            on_alert: called with the key and the age in seconds.
+
+        Raises:
+            DeclarationError, InputError: it cannot be a name, a function or a length.
+        """
+        from .caching import Cache
+
+        return Cache(
+            name, load, lambda: self._the_open, self._pending, fresh_s=fresh_s, timeout_s=timeout_s,
+            alert_after_s=alert_after_s, on_alert=on_alert,
+        )  # fmt: skip
+
+    @property
+    def records(self) -> Records:
+        """High-volume records that are written behind: events, metrics, lines of logs."""
+        from .recording import Records
+
+        return Records(lambda: self._the_open, self._pending)
 
     @property
     def recovered(self) -> Recovered:
@@ -223,41 +288,6 @@ class Engine(Mending):
         """What was committed. Synchronous: call it in a thread."""
         return self._the_open.workspace.history
 
-    def get(self, run_id: str) -> Pending[Run]:
-        """The run as its row says.
-
-        Raises:
-            UnknownRun: there is none.
-        """
-        return self._pending("get", lambda: self._the_open.get(run_id), run_id=given(run_id))
-
-    def runs(
-        self,
-        *,
-        states: Sequence[RunState | str] = (),
-        workflow: str | None = None,
-        queue: str | None = None,
-        limit: int | None = None,
-    ) -> Pending[list[Run]]:
-        """Runs, the latest change first: all, or those in one of the states, of a workflow, of a queue.
-
-        Raises:
-            InputError: an unknown state, or a limit below 1.
-        """
-        checks.choices("list runs", "", "states", states, list(RunState), error=InputError)
-        if limit is not None:
-            checks.count("list runs", "", "limit", limit, error=InputError)
-        return self._pending(
-            "runs",
-            lambda: to_thread.run_sync(
-                lambda: rows.list_runs(
-                    self._the_open.workspace, states=states, workflow=workflow, queue=queue, limit=limit or -1
-                )
-            ),
-            workflow=workflow,
-            queue=queue,
-        )
-
     def settle(self) -> Pending[tuple[tuple[str, str], ...]]:
         """Tries again to put committed files in place; returns (path, cause) of what is left."""
         return self._pending("settle", lambda: to_thread.run_sync(self._the_open.workspace.settle))
@@ -269,6 +299,24 @@ class Engine(Mending):
             CommitFailed: it could not be flushed.
         """
         return self._pending("flush", lambda: to_thread.run_sync(self._the_open.workspace.flush))
+
+    def sync_checkpoint(self) -> Pending[int]:
+        """Everything is durable in its own place when this returns: records, rows, and the files themselves.
+
+        Returns the number of the last transaction: a new process finds all up to it, without recovery.
+
+        Raises:
+            RecordsNotDurable, CommitFailed, OSError: something could not be flushed; nothing is lost.
+        """
+
+        async def operation() -> int:
+            opened = self._the_open
+            await opened.records.flush()
+            await to_thread.run_sync(opened.workspace.flush)
+            await to_thread.run_sync(opened.workspace.checkpoint)
+            return await to_thread.run_sync(rows.checkpointed_seq, opened.workspace)
+
+        return self._pending("sync_checkpoint", operation)
 
     def deliver(self, run_id: str | None = None) -> Pending[int]:
         """Delivers the effects that are due, of one run or of all; returns how many still wait."""

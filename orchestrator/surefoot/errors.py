@@ -13,6 +13,11 @@ SurefootError
      ├─ UndeclaredRead        an async step that reads what was not loaded
      └─ CommandFailed         a command that a step ran did not succeed
 SurefootError
+ ├─ ApprovalRefused           an approval that cannot be answered like this
+ ├─ ConfigConflict            an update of a configuration that has changed since
+ ├─ NothingCached             a source that fails and has never answered
+ ├─ RecordsFull               a record that the queue has no room for
+ ├─ RecordsNotDurable         records that neither the store nor the disk takes
  ├─ GuardDenied               a transition that a guard does not allow
  ├─ LockNotTaken              a named lock that somebody else kept
  └─ TransitionFailed          what `result.or_raise()` raises
@@ -91,6 +96,50 @@ class CommandFailed(InputError):
 
     code = "command_failed"
     exit_code = 1
+
+
+class ApprovalRefused(SurefootError):
+    """An approval that cannot be answered like this: unknown, over, answered before, or of other contents."""
+
+    code = "approval_refused"
+
+
+class ConfigConflict(SurefootError):
+    """An update that is based on an older revision; `difference` by field: what is there, what was wanted."""
+
+    code = "config_conflict"
+
+    def __init__(
+        self, name: str, *, based_on: int, revision: int, difference: dict[str, tuple[Any, Any]]
+    ) -> None:
+        self.revision = revision
+        self.difference = difference
+        fields = "; ".join(
+            f"{key} is {there!r} there, {mine!r} here" for key, (there, mine) in difference.items()
+        )
+        super().__init__(
+            "update configuration", name, expected=f"an update of revision {revision}",
+            found=f"one of revision {based_on} ({fields or 'with the same values'})",
+            hint="read it again, look at the difference, and update that",
+        )  # fmt: skip
+
+
+class NothingCached(SurefootError):
+    """A source that fails and has never answered: there is nothing to go on with."""
+
+    code = "nothing_cached"
+
+
+class RecordsFull(SurefootError):
+    """There is no room for one more record; it was not taken."""
+
+    code = "records_full"
+
+
+class RecordsNotDurable(SurefootError):
+    """Neither the store nor the disk takes them; they are still in memory."""
+
+    code = "records_not_durable"
 
 
 class GuardDenied(SurefootError):

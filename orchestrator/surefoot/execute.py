@@ -26,6 +26,7 @@ from surefoot_storage import (
 )
 
 from . import machine, rows, waking
+from .asking import request
 from .bodies import Bodies
 from .clock import Clock
 from .committing import CONFLICT_RERUNS_MAX, Commits
@@ -64,6 +65,7 @@ class Executor(Failing):
     ) -> None:
         super().__init__(workspace, clock, random, Commits(workspace, random, tasks, lambda: self._active))
         self._know = know
+        self.on_message: Callable[[], None] = lambda: None  # somebody is to be told
         self._active = 0  # transitions between their beginning and their commit
         self.bodies = Bodies(workspace, tasks, threads_max=threads_max)
         self.locks = Locks(workspace, random)
@@ -219,6 +221,10 @@ class Executor(Failing):
             payload = {"step": step.name, "at": after.updated_at, "files": sorted(files.wants)}
             key = run.key(visit, f"{step.name}/{effect.name}")
             statements.append(rows.enqueue_effect(key, run.id, step.name, effect.name, payload))
+        if decision.wait is not None and decision.wait.ask is not None:
+            statements += request(
+                self._workspace, files, after, after.open[-1], decision.wait.ask, after.updated_at
+            )
         for _, child in started:
             add_start(self._workspace, files, child)
         return self.commits.with_status(run, after, files, statements)
@@ -281,15 +287,17 @@ class Executor(Failing):
         run, visit, now = live.run, live.visit(number), self._clock.now()
         ended = await to_thread.run_sync(waking.look, self._workspace, run, visit, workflow.signals, now)
         if ended.outcome is None:
-            live.run = machine.still_waiting(run, number)
+            live.run = machine.still_waiting(run, number, ended.wait)
             still = rows.keep_waiting(live.run, live.visit(number))
             await self.commits.write_rows([*ended.statements, *still])
+            if ended.statements:
+                self.on_message()
             return None
         choice = step.resolve_wait(Wait.from_json(visit.wait or ""), ended.outcome)
         received = machine.received(run, number, ended.payload)
         after = machine.stepped(received, number, choice, workflow.graph, now, transition=False)
         commit = await self.commits.status(
-            run, after, "woken", ended.statements, visit=number, outcome=choice.outcome
+            run, after, "woken", ended.statements, visit=number, outcome=choice.outcome, check=ended.check
         )
         live.run = after
         return self.report(run, after, visit, commit)
@@ -308,5 +316,7 @@ def decision_of(read: Read, returned: Any) -> Decision:
     tx.check_wait(returned)
     if isinstance(returned, Wait):
         wait = replace(returned, of=read.visit.number, errors="error" in step.outcomes)
+        if wait.ask is not None:
+            wait = replace(wait, ask=replace(wait.ask, notify=read.workflow.tells is not None))
         return Decision(Choice("parked"), wait=wait)
     return Decision(step.resolve(returned))

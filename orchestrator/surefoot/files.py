@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from io import BufferedReader, BufferedWriter
 from typing import Any
 
@@ -11,6 +12,7 @@ from pydantic import BaseModel
 from surefoot_storage import File, FileTransaction, InputError, PathRefused, UnreadableFile, Workspace
 from surefoot_storage.paths import PathLike, normalise
 
+from .approvals import digest_of
 from .errors import UndeclaredRead
 from .streams import Stream
 
@@ -252,3 +254,19 @@ def _plain(value: object) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     raise TypeError(f"{type(value).__name__} {str(value)[:60]!r} is not JSON")
+
+
+def contents(files: FileTransaction, directory: str, of: Sequence[str], status_path: str) -> str:
+    """The digest of what is to be approved, pending changes included. The commit checks what was read."""
+    found: dict[str, str] = {}
+    for pattern in of:
+        name = f"{directory}/{pattern}" if directory else pattern
+        if files.is_dir(name):
+            paths = [path for path, is_dir in files.walk(name) if not is_dir]
+        else:
+            paths = files.glob(name) if set(pattern) & set("*?[") else [name]
+        for path in paths:
+            digest = files.digest(path)
+            found[path[len(directory) + 1 if directory else 0 :]] = digest.hex() if digest else "absent"
+    found.pop(status_path[len(directory) + 1 if directory else 0 :], None)
+    return digest_of(found.items())

@@ -29,7 +29,8 @@ from .model import TransitionResult
 from .opened import OpenEngine, Settings
 from .pending import Pending
 from .queues import Queue
-from .recovering import Recovering
+from .records import QUEUE_MAX
+from .recovering import Recovering, clean_approvals, report_unclean_ends
 from .schema import SCHEMA
 
 T = TypeVar("T")
@@ -51,6 +52,7 @@ class Lifecycle:
         runs_max: int = RUNS_MAX,
         lease_s: float = LEASE_S,
         threads_max: int = 32,
+        records_max: int = QUEUE_MAX,
         effects_grace_s: float = EFFECTS_GRACE_S,
         on_transition: Callable[[TransitionResult], None] = lambda _result: None,
         policy: Policy = DEFAULT_POLICY,
@@ -67,7 +69,10 @@ class Lifecycle:
         what = "open the engine"
         checks.count(what, self._root, "threads_max", threads_max, most=10_000)
         checks.seconds(what, self._root, "lease_s", lease_s, least=1.0)
-        self._settings = Settings(clock or SystemClock(), random, new_id, threads_max, lease_s, on_transition)
+        self._settings = Settings(
+            clock or SystemClock(), random, new_id, threads_max, lease_s, on_transition,
+            checks.count(what, self._root, "records_max", records_max, most=100_000),
+        )  # fmt: skip
         for workflow in workflows:
             self._settings.add(checked_workflow(workflow))
         self._resume = resume
@@ -97,8 +102,12 @@ class Lifecycle:
             self._opened = OpenEngine(self._settings, workspace, tasks)
             stack.push_async_callback(self._wind_down, tasks)
             await Recovering(self._opened).catch_up()
+            await to_thread.run_sync(_declare_views, workspace, list(self._settings.workflows.values()))
+            await clean_approvals(self._opened)
+            await to_thread.run_sync(report_unclean_ends, self._opened)
             tasks.start_soon(self._opened.outbox.serve)
             tasks.start_soon(self._opened.beat)
+            tasks.start_soon(self._opened.records.serve)
             if self._resume:
                 self._dispatcher = Dispatcher(self._opened, tasks, self._serving)
                 self._opened.on_due = self._dispatcher.notify
@@ -143,6 +152,7 @@ class Lifecycle:
         opened, self._opened = self._the_open, None
         opened.executor.closing = True
         with anyio.CancelScope(shield=True):
+            await opened.records.stop()
             with contextlib.suppress(SurefootError), anyio.move_on_after(self._effects_grace_s):
                 await opened.outbox.deliver_due()
             with contextlib.suppress(SurefootError):
@@ -187,6 +197,12 @@ class Lifecycle:
 async def _shielded(work: Callable[[], None]) -> None:
     with anyio.CancelScope(shield=True):
         await to_thread.run_sync(work)
+
+
+def _declare_views(workspace: Workspace, workflows: list[Workflow]) -> None:
+    for workflow in workflows:
+        if sorted(workflow.views) != rows.declared_views(workspace, workflow.name):
+            workspace.write_rows(rows.declare_views(workflow.name, list(workflow.views)))
 
 
 def _tell(event: str, facts: dict[str, Any]) -> None:

@@ -9,6 +9,8 @@ import sys
 import traceback
 from types import ModuleType
 
+from pydantic import BaseModel
+
 from surefoot_storage import SurefootError
 
 from .declare import Workflow
@@ -30,6 +32,28 @@ def load_workflow(reference: str) -> Workflow:
     """
     if reference.endswith(SUFFIXES):
         return load_pipeline(reference)
+    return _pick(*_loaded(reference))
+
+
+def load_model(reference: str) -> type[BaseModel]:
+    """The pydantic model that a reference names: `FILE.py:NAME`.
+
+    Raises:
+        LoadError: the reference, the file or the name is wrong.
+    """
+    module, path, name = _loaded(reference)
+    found = getattr(module, name, None) if name else None
+    if not (isinstance(found, type) and issubclass(found, BaseModel)):
+        what = f"no {name}" if found is None else f"{name}, a {type(found).__name__}"
+        raise LoadError(
+            "load", f"{path}:{name}", expected="a pydantic model", found=what if name else "no name",
+            hint="name a file and a model in it: settings.py:Limits",
+        )  # fmt: skip
+    return found
+
+
+def _loaded(reference: str) -> tuple[ModuleType, str, str]:
+    """The module, its path, and the name in it, "" where none is given."""
     path, colon, name = reference.rpartition(":")
     if not colon:
         path, name = reference, ""
@@ -44,7 +68,7 @@ def load_workflow(reference: str) -> Workflow:
     if not os.path.isfile(path):
         found = "a directory" if os.path.isdir(path) else "no such file"
         raise LoadError("load", path, expected="a Python file", found=found, hint=_HINT)
-    return _pick(_import(os.path.abspath(path)), path, name)
+    return _import(os.path.abspath(path)), path, name
 
 
 def _import(path: str) -> ModuleType:

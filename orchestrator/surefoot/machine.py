@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .approvals import next_look
 from .graph import Graph
 from .model import Failure, Placing, Run, RunState, Visit, VisitState
 from .summary import summed, with_due_at
@@ -147,12 +148,13 @@ def fanned_out(run: Run, number: int, items: Sequence[Any], choice: Choice, grap
 def parked(run: Run, number: int, wait: Wait, at: float) -> Run:
     """A visit's body is committed, and it waits: as another visit of the same step."""
     visit = _visit(run, number)
-    wait = replace(wait, until=wait.due_at(at))
+    look_at = next_look(wait.ask, at, at, escalated=False) if wait.ask else None
+    wait = replace(wait, until=wait.due_at(at), look_at=look_at)
     waiting = Visit(
         run.visits + 1,
         visit.step,
         VisitState.PARKED,
-        due_at=_earliest(wait.until, visit.deadline_at),
+        due_at=_earliest(wait.until, look_at, visit.deadline_at),
         wait=wait.to_json(),
         topic=wait.topic,
         item=visit.item,
@@ -171,11 +173,12 @@ def received(run: Run, number: int, payload: str | None) -> Run:
     return _with(run, replace(_visit(run, number), payload=payload))
 
 
-def still_waiting(run: Run, number: int) -> Run:
-    """A parked visit was woken for nothing. Not a change of status."""
+def still_waiting(run: Run, number: int, wait: Wait | None = None) -> Run:
+    """A parked visit was woken, and waits on. Not a change of status."""
     visit = _visit(run, number)
-    due_at = _earliest(Wait.from_json(visit.wait or "").until, visit.deadline_at)
-    return with_due_at(_with(run, replace(visit, due_at=due_at)))
+    wait = wait or Wait.from_json(visit.wait or "")
+    due_at = _earliest(wait.until, wait.look_at, visit.deadline_at)
+    return with_due_at(_with(run, replace(visit, due_at=due_at, wait=wait.to_json())))
 
 
 def due_now(run: Run, now: float) -> Run:
@@ -222,10 +225,10 @@ def retried(run: Run, at: float, *, number: int | None = None) -> Run:
 def _again(visit: Visit, at: float) -> Visit:
     if visit.state is VisitState.ERROR and visit.wait:  # it waits once more, as long as before
         wait = Wait.from_json(visit.wait)
-        wait = replace(wait, until=wait.due_at(at))
+        wait = replace(wait, until=wait.due_at(at), again=wait.ask is not None)
+        due_at = wait.until if wait.ask is None else 0.0  # at once: people are to be asked once more
         return replace(
-            visit, state=VisitState.PARKED, failures=0, interruptions=0, due_at=wait.until,
-            wait=wait.to_json(),
+            visit, state=VisitState.PARKED, failures=0, interruptions=0, due_at=due_at, wait=wait.to_json(),
             deadline_at=None,
         )  # fmt: skip
     if visit.state in (VisitState.ERROR, VisitState.DUE):

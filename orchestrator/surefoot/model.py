@@ -273,6 +273,18 @@ class RunResult:
 
 
 @dataclass(frozen=True)
+class StatusChange:
+    """What a view is told."""
+
+    run_id: str
+    workflow: str
+    revision: int
+    event: str
+    status: dict[str, Any]
+    key: str  # the same for each attempt at telling it
+
+
+@dataclass(frozen=True)
 class Committed:
     """What an effect is told: a transition that has happened.
 

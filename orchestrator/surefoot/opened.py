@@ -35,8 +35,10 @@ from .model import Run, RunResult, TransitionResult, VisitState
 from .moving import Driver, Round, wait_for
 from .outbox import Outbox
 from .queues import Queue
+from .records import RecordWriter
 from .requests import requested
 from .starting import add_start, same_run
+from .statuses import Statuses
 from .summary import foremost
 
 
@@ -50,6 +52,7 @@ class Settings:
     threads_max: int
     lease_s: float
     on_transition: Callable[[TransitionResult], None]
+    records_max: int
     workflows: dict[str, Workflow] = field(default_factory=dict)
 
     def add(self, workflow: Workflow) -> None:
@@ -75,7 +78,11 @@ class OpenEngine:
         self.clock = settings.clock
         self.workflows = settings.workflows
         self._settings = settings
+        self.statuses = Statuses(workspace)
         self.outbox = Outbox(workspace, settings.workflows, settings.clock, settings.random)
+        self.records = RecordWriter(
+            workspace, settings.clock, settings.new_id(), queue_max=settings.records_max
+        )
         self.leases = Leases(workspace, settings.lease_s)
         self.executor = Executor(
             workspace,
@@ -86,7 +93,9 @@ class OpenEngine:
             know=settings.add,
         )
         self.on_due: Callable[[], None] = lambda: None
+        self.executor.on_message = self.outbox.notify
         self.hold = Hold(workspace, settings.clock, self.leases, self.executor.commits)
+        self.subscribers: dict[str, list[tuple[Any, float]]] = {}  # of configurations, by name
         self._locks: dict[str, anyio.Lock] = {}
         self._drivers: dict[str, Driver] = {}
         self._worked = False  # since the last beat
@@ -119,6 +128,7 @@ class OpenEngine:
         """Something has happened to a run."""
         if run_id in self._drivers:
             self._drivers[run_id].wake()
+        self.outbox.notify()
         self.on_due()
 
     def workflow_of(self, run: Run) -> Workflow:
@@ -162,6 +172,7 @@ class OpenEngine:
 
         def create() -> FileTransaction:
             files = self.workspace.begin(label=f"{new.id}/start", owner=new.id)
+            files.statements += rows.declare_views(workflow.name, list(workflow.views))
             add_start(self.workspace, files, new, adopt=adopt)
             return files
 
@@ -179,6 +190,8 @@ class OpenEngine:
         logger(run=new.id, txid=commit.txid).info(
             "run.started", workflow=new.workflow, directory=new.directory
         )
+        if workflow.tells_others:
+            self.outbox.notify()
         if new.queue:
             self.on_due()
         return new
@@ -326,12 +339,12 @@ class OpenEngine:
 
     def notify(self, result: TransitionResult) -> None:
         """Wakes whoever may have something to do after a transition."""
-        if not result.ok:
-            return
-        step = self.workflows[result.workflow].steps.get(result.step)
-        if step is not None and step.effects:
+        workflow = self.workflows[result.workflow]
+        step = workflow.steps.get(result.step)
+        if workflow.tells_others or (step is not None and step.effects):
             self.outbox.notify()
-        self.on_due()
+        if result.ok:
+            self.on_due()
 
     def blocked(self, run: Run, error: WorkspaceBlocked | WorkspaceBusy) -> TransitionResult:
         """What could not be tried."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -48,13 +48,17 @@ def checked_retry(subject: str, retry: object) -> Retry:
     return retry
 
 
-def checked_model(what: str, name: str, given: object) -> type[BaseModel]:
+M = TypeVar("M", bound=BaseModel)
+
+
+def checked_model(what: str, name: str, given: type[M]) -> type[M]:
     """A pydantic model.
 
     Raises:
         DeclarationError: it is none.
     """
-    if not (isinstance(given, type) and issubclass(given, BaseModel)):
+    model: object = given  # untyped code gives anything
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
         raise DeclarationError(f"declare {what}", name, expected="a pydantic model", found=repr(given)[:80])
     return given
 

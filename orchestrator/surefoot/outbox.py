@@ -12,13 +12,14 @@ from anyio import to_thread
 from surefoot_storage import Conflict, SurefootError, Workspace, WorkspacePoisoned
 
 from . import rows
+from .approvals import ApprovalState, Asked, token_of
 from .clock import Clock
 from .declare import Workflow
 from .log import logger
-from .model import Committed
+from .model import Committed, StatusChange
 from .retry import EFFECT_RETRY, Retry
 from .rows import Message
-from .steps import Effect
+from .steps import EFFECT_TIMEOUT_S, Effect
 
 _PAUSE_S = 5.0
 
@@ -103,9 +104,13 @@ class Outbox:
         log.info("effect.delivered", attempt=message.attempts + 1)
         await self._settle(message, "delivered")
 
-    def _resolve(self, message: Message) -> tuple[Effect, Committed]:
+    def _resolve(self, message: Message) -> tuple[Effect, Committed | Asked | StatusChange]:
         run = rows.get_run(self._workspace, message.run_id)
         workflow = self._workflows[run.workflow]
+        if message.effect.startswith(rows.VIEW):
+            return self._resolve_view(message, workflow)
+        if message.effect == rows.ASK:
+            return self._resolve_ask(message, workflow)
         step = workflow.steps.get(message.step)
         found = [effect for effect in step.effects if effect.name == message.effect] if step else []
         if not found:
@@ -130,6 +135,36 @@ class Outbox:
         )
         return found[0], done
 
+    def _resolve_view(self, message: Message, workflow: Workflow) -> tuple[Effect, StatusChange]:
+        facts, name = message.payload, message.effect.removeprefix(rows.VIEW)
+        change = StatusChange(
+            message.run_id, workflow.name, facts["revision"], facts["event"], facts["status"], message.key
+        )
+        if name not in workflow.views:  # it is not declared any more: nobody has to be told
+            return Effect(name, _nothing, EFFECT_TIMEOUT_S, EFFECT_RETRY), change
+        return workflow.views[name], change
+
+    def _resolve_ask(self, message: Message, workflow: Workflow) -> tuple[Effect, Asked]:
+        facts = message.payload
+        found, _ = rows.approvals(self._workspace, approval_id=facts["approval"])
+        approval, person = (found[0] if found else None), facts["person"]
+        if workflow.tells is None or approval is None:
+            raise SurefootError(
+                "tell of the request", facts["approval"],
+                expected="a notifier in its workflow, and its record",
+                found="no such function" if workflow.tells is None else "none that can be read",
+                hint=f"@{workflow.name}.notifier declares who tells people",
+            )  # fmt: skip
+        seat = next((seat for seat in approval.seats if seat.person == person), None)
+        is_open = approval.state is ApprovalState.OPEN and seat is not None and seat.state == "open"
+        asked = Asked(
+            approval.id, approval.run_id, approval.step, approval.ask.title, approval.ask.of, approval.digest,
+            person, token_of(self._workspace.secret(), approval.id, person), facts["reason"],
+            approval.expires_at, message.key,
+        )  # fmt: skip
+        function = workflow.tells if is_open else _nothing  # answered meanwhile
+        return Effect(message.effect, function, EFFECT_TIMEOUT_S, EFFECT_RETRY), asked
+
     async def _repeat_or_bury(self, message: Message, retry: Retry, error: Exception) -> None:
         failures = message.attempts + 1
         cause = f"{type(error).__name__}: {error}"
@@ -147,3 +182,7 @@ class Outbox:
         with anyio.CancelScope(shield=True):
             statement = rows.settle_effect(message, state, error, next_at)
             await to_thread.run_sync(lambda: self._workspace.write_rows([statement], durable=False))
+
+
+def _nothing(_told: object) -> None:
+    """Nobody has to be told any more."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Awaitable, Callable, Generator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -38,3 +38,10 @@ class Pending(Generic[T]):
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+
+class Pender(Protocol):
+    """Makes operations that can be awaited or waited for."""
+
+    def __call__(self, name: str, operation: Callable[[], Awaitable[T]], **texts: str | None) -> Pending[T]:
+        """One of them."""

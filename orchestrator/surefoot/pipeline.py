@@ -28,7 +28,7 @@ TypeName = Literal["str", "int", "float", "bool", "list", "dict"]
 class Ready(Protocol):
     """A class of ready-made steps, as an entry point offers it: a pydantic model of its options."""
 
-    def of(self, workflow: str, name: str, options: dict[str, Any]) -> Any:
+    def from_options(self, workflow: str, name: str, options: dict[str, Any]) -> Any:
         """One of them, with checked options."""
 
     def model_json_schema(self) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def _declare(workflow: Workflow, name: str, given: StepOf) -> Step[..., Any]:
             "load pipeline", f"{workflow.name}/{name}.use", expected=f"one of {', '.join(ready_steps())}",
             found=given.use, hint=f"packages offer steps by the entry point group {GROUP!r}",
         )  # fmt: skip
-    step: Step[..., Any] = ready.of(workflow.name, name, given.model_extra or {}).declare(
+    step: Step[..., Any] = ready.from_options(workflow.name, name, given.model_extra or {}).declare(
         workflow, name, **options
     )
     return step

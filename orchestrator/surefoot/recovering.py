@@ -14,6 +14,9 @@ from .log import logger
 from .model import Failure, Run
 from .opened import OpenEngine
 
+APPROVALS_KEPT_S = 90 * 86_400.0
+"""How long the records of what has ended are kept."""
+
 
 class Recovering:
     """Of one open engine."""
@@ -71,3 +74,20 @@ class Recovering:
                 await self._executor.commits.status(
                     run, after, "interrupted", [*counted, ended], visit=number, failure=failure
                 )
+
+
+async def clean_approvals(engine: OpenEngine, kept_s: float = APPROVALS_KEPT_S) -> None:
+    """What has expired ends; what ended long ago goes."""
+    now = engine.clock.now()
+    changes = [*rows.expire_approvals(now), *rows.forget_approvals(now - kept_s)]
+    if await to_thread.run_sync(rows.has_old_approvals, engine.workspace, now, now - kept_s):
+        await to_thread.run_sync(lambda: engine.workspace.write_rows(changes))
+
+
+def report_unclean_ends(engine: OpenEngine) -> None:
+    """In a thread, at open: sessions whose process is gone without having said goodbye."""
+    workspace = engine.workspace
+    for session, worker, counts in rows.open_sessions(workspace):
+        if worker != workspace.worker and not workspace.is_alive(worker):
+            logger(session=session).warning("records.unclean_end", **counts)
+            workspace.write_rows([rows.end_session(session, engine.clock.now(), "unclean")])

@@ -198,6 +198,104 @@ SCHEMA = Schema(
             most REAL NOT NULL,
             PRIMARY KEY (subject, name)
         ) WITHOUT ROWID;
+        -- What people are asked; `consumed` once its outcome has moved the run on.
+        CREATE TABLE approval (
+            id TEXT NOT NULL UNIQUE,
+            run_id TEXT NOT NULL,
+            visit INTEGER NOT NULL,       -- the parked one
+            step TEXT NOT NULL,
+            ask TEXT NOT NULL,            -- JSON: the question, of what, whom, how long
+            digest TEXT NOT NULL,         -- of what is approved
+            asked_at REAL NOT NULL,
+            expires_at REAL NOT NULL,
+            state TEXT NOT NULL,
+            ended_at REAL,
+            consumed INTEGER NOT NULL DEFAULT 0,
+            problem TEXT                  -- of a damaged one
+        );
+        CREATE INDEX approval_visit ON approval (run_id, visit);
+        CREATE INDEX approval_open ON approval (asked_at) WHERE state = 'open';
+        CREATE TABLE approval_seat (
+            approval_id TEXT NOT NULL,
+            person TEXT NOT NULL,         -- '': whoever has the token
+            state TEXT NOT NULL,          -- open, voted, delegated
+            token_hash TEXT NOT NULL UNIQUE,
+            since REAL NOT NULL,
+            via TEXT NOT NULL,
+            UNIQUE (approval_id, person)
+        );
+        CREATE TABLE approval_event (
+            id INTEGER PRIMARY KEY,
+            approval_id TEXT NOT NULL,
+            at REAL NOT NULL,
+            event TEXT NOT NULL,
+            person TEXT NOT NULL,
+            by TEXT NOT NULL,
+            comment TEXT NOT NULL
+        );
+        -- Every revision of every configuration.
+        CREATE TABLE config (
+            name TEXT NOT NULL,
+            revision INTEGER NOT NULL,
+            document TEXT NOT NULL,
+            at REAL NOT NULL,
+            by TEXT NOT NULL,
+            PRIMARY KEY (name, revision)
+        ) WITHOUT ROWID;
+        -- The last answer of each source; never deleted by time.
+        CREATE TABLE cached (
+            cache TEXT NOT NULL,
+            key TEXT NOT NULL,
+            data TEXT NOT NULL,
+            at REAL NOT NULL,
+            PRIMARY KEY (cache, key)
+        ) WITHOUT ROWID;
+        -- Written behind; `session` and `number` make replaying a dump idempotent.
+        CREATE TABLE record (
+            session TEXT NOT NULL,
+            number INTEGER NOT NULL,
+            kind TEXT NOT NULL,
+            run_id TEXT NOT NULL,
+            at REAL NOT NULL,
+            data TEXT NOT NULL,
+            PRIMARY KEY (session, number)
+        ) WITHOUT ROWID;
+        CREATE INDEX record_at ON record (at);
+        CREATE TABLE record_session (
+            id TEXT PRIMARY KEY,
+            worker TEXT NOT NULL,
+            started_at REAL NOT NULL,
+            ended_at REAL,
+            how TEXT,                     -- clean, unclean
+            counts TEXT NOT NULL          -- JSON
+        ) WITHOUT ROWID;
+        -- Who is told of every change of status: best effort, by messages of their own.
+        CREATE TABLE status_view (
+            workflow TEXT NOT NULL,
+            name TEXT NOT NULL,
+            PRIMARY KEY (workflow, name)
+        ) WITHOUT ROWID;
+        CREATE TRIGGER status_changed AFTER INSERT ON audit
+        BEGIN
+            INSERT INTO outbox (key, run_id, step, effect, payload, state, attempts, next_at)
+                SELECT 'view/' || v.name || '/' || NEW.run_id || '/' || NEW.revision, NEW.run_id,
+                    coalesce(NEW.step, ''), '@view/' || v.name,
+                    json_object('revision', NEW.revision, 'event', NEW.event, 'status', json(NEW.status)),
+                    'pending', 0, 0
+                FROM status_view AS v JOIN run ON run.id = NEW.run_id AND run.workflow = v.workflow
+                WHERE true ON CONFLICT DO NOTHING;
+        END;
+        CREATE INDEX audit_at ON audit (at);
+        CREATE INDEX attempt_started ON attempt (started_at);
+        CREATE INDEX approval_history ON approval_event (approval_id, id);
+        -- Its run has gone another way: cancelled, skipped, undone; or its deadline has passed.
+        CREATE TRIGGER approval_left AFTER UPDATE OF closed, state ON visit
+            WHEN NEW.closed IS NOT NULL OR NEW.state = 'error'
+        BEGIN
+            UPDATE approval SET state = 'withdrawn',
+                ended_at = (SELECT updated_at FROM run WHERE id = NEW.run_id)
+                WHERE run_id = NEW.run_id AND visit = NEW.number AND state = 'open';
+        END;
         """,
     ),
 )

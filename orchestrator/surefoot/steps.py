@@ -42,6 +42,9 @@ class Done:
     """Returned by a step, or where an outcome leads: nothing follows it, whatever was declared."""
 
 
+EFFECT_TIMEOUT_S = 30.0
+
+
 @dataclass(frozen=True)
 class Effect:
     """Something to tell an external system after the commit."""
@@ -130,7 +133,7 @@ class Step(Generic[P, R]):
         self,
         function: Callable[..., Any] | None = None,
         *,
-        timeout_s: float = 30.0,
+        timeout_s: float = EFFECT_TIMEOUT_S,
         retry: Retry = EFFECT_RETRY,
     ) -> Any:
         """Declares what to tell others once this step is committed: `async def tell(done: Committed)`.

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, overload
 
 from surefoot_storage import FileTransaction, InputError, TransactionClosed, Workspace
 
-from . import templates
+from . import checks, templates
+from .approvals import EXPIRES_S, Ask
 from .declare import Workflow
-from .errors import StepReturnRefused
-from .files import Files
+from .errors import ApprovalRefused, StepReturnRefused
+from .files import Files, contents
 from .model import Run, Visit
 from .requests import requested
-from .waits import M, Signal, Wait, message, runs, sleep
+from .waits import M, Signal, Wait, approval, message, runs, sleep
 
 STARTS_MAX = 1_000
 
@@ -98,6 +99,72 @@ class Transaction(Files):
         error (where the step declares that outcome; otherwise the run waits until somebody has mended it).
         """
         return self._waiting(runs(timeout_s))
+
+    def ask(
+        self,
+        title: str,
+        *,
+        of: Sequence[str] = (),
+        approvers: Sequence[str] = (),
+        quorum: int = 1,
+        expires_s: float = EXPIRES_S,
+        remind_s: float | None = None,
+        escalate_s: float | None = None,
+        escalate_to: Sequence[str] = (),
+    ) -> Wait:
+        """`return tx.ask("Publish?", of=["brief.md"])`: until enough people approve, or one rejects.
+
+        The outcome is `approved`, `rejected`, `expired`, or `changed` where the files of `of` are not what
+        they were when it was asked. The step after it reads the answers by `tx.received()`, or, where it must
+        not go on with anything else than what was approved, by `tx.approved()`.
+
+        Args:
+            title: the question.
+            of: paths, directories and globs below the run's directory.
+            approvers: who may answer; unless given, whoever has the token.
+            quorum: how many must approve.
+            expires_s: how long it waits: 7 days.
+            remind_s: those who have not answered are told again this often.
+            escalate_s: when `escalate_to` is asked as well.
+            escalate_to: who.
+
+        Raises:
+            InputError: it cannot be asked like this.
+        """
+        lists = {"of": of, "approvers": approvers, "escalate_to": escalate_to}
+        for name, value in lists.items():
+            if isinstance(value, str) or not isinstance(value, Sequence):
+                raise InputError(
+                    "ask", f"{self.run_id}/{self.step}", expected=f"{name}: a list of names",
+                    found=checks.shown(value),
+                )  # fmt: skip
+        for pattern in of:
+            self._path(pattern, "ask about")
+        ask = Ask(
+            title, tuple(of), tuple(approvers), quorum, expires_s, remind_s, escalate_s, tuple(escalate_to)
+        )
+        return self._waiting(approval(ask.check(f"{self.run_id}/{self.step}")))
+
+    def approved(self) -> dict[str, Any]:
+        """The answers that this step follows, where the files are still what was approved; the commit checks.
+
+        Raises:
+            ApprovalRefused: they are not, or nothing was approved. UndeclaredRead: an async step has not
+            loaded them.
+        """
+        facts = self.received()
+        subject = f"{self.run_id}/{self.step}"
+        if not isinstance(facts, dict) or facts.get("state") != "approved":
+            raise ApprovalRefused("follow", subject, expected="an approval before this step", found="none")
+        for pattern in facts["of"]:
+            self._readable(pattern)
+        digest = contents(self._files, self._prefix.removesuffix("/"), facts["of"], self._status_path)
+        if digest != facts["digest"]:
+            raise ApprovalRefused(
+                "follow", subject, expected=f"the contents that {facts['approval']} has approved",
+                found="others: the files have changed since", hint=f"surefoot diff {self.run_id}",
+            )  # fmt: skip
+        return facts
 
     def _waiting(self, wait: Wait) -> Wait:
         self._wait = wait

@@ -6,27 +6,30 @@ A step returns a wait. The run is parked as rows then: no task, thread or lock i
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from surefoot_storage import InputError
+from surefoot_storage import FileTransaction, InputError, Statement
 
 from . import checks
+from .approvals import Ask
 from .errors import InputRefused
 
 M = TypeVar("M", bound=BaseModel)
-Kind: TypeAlias = Literal["time", "message", "runs"]
+Kind: TypeAlias = Literal["time", "message", "runs", "approval"]
 
-GOOD = {"time": "elapsed", "message": "received", "runs": "completed"}
+GOOD = {"time": "elapsed", "message": "received", "runs": "completed", "approval": "approved"}
 """The outcome that each wait hopes for: without declared outcomes, the run goes on after it alone."""
 
 OUTCOMES = {
     "time": ("elapsed",),
     "message": ("received", "timeout"),
     "runs": ("completed", "error", "cancelled", "timeout"),
+    "approval": ("approved", "rejected", "expired", "changed"),
 }
 
 
@@ -44,6 +47,9 @@ class Wait:
     after_s: float | None = None  # from the commit on: the sleep, or the timeout
     of: int | None = None  # the visit that has started the runs
     errors: bool = False  # a run in error ends it
+    ask: Ask | None = None  # what people are asked
+    look_at: float | None = None  # when somebody is to be reminded
+    again: bool = False  # what was answered before does not count
 
     def due_at(self, now: float) -> float | None:
         """When it is over by itself."""
@@ -63,12 +69,33 @@ class Wait:
     @classmethod
     def from_json(cls, text: str) -> Wait:
         """As it was kept."""
-        return cls(**json.loads(text))
+        facts = json.loads(text)
+        ask = facts.pop("ask", None)
+        return cls(**facts, ask=Ask.from_dict(ask) if ask else None)
 
     def __str__(self) -> str:
-        return {"time": "a time", "message": f"signal {self.name!r}", "runs": "the runs it has started"}[
-            self.kind
-        ]
+        return {
+            "time": "a time", "message": f"signal {self.name!r}", "runs": "the runs it has started",
+            "approval": "an approval",
+        }[self.kind]  # fmt: skip
+
+
+@dataclass
+class Ended:
+    """How a wait has ended (no outcome: it has not), and what comes with that.
+
+    Attributes:
+        payload: what the next step is told, as JSON.
+        statements: what becomes of messages and requests.
+        wait: what it goes on waiting for, where that has changed.
+        check: looks at files inside the commit that ends it; raises Conflict where they are other ones.
+    """
+
+    outcome: str | None = None
+    payload: str | None = None
+    statements: list[Statement] = field(default_factory=list)
+    wait: Wait | None = None
+    check: Callable[[FileTransaction], None] = lambda _files: None
 
 
 def sleep(seconds: float | None = None, *, until: datetime | float | None = None) -> Wait:
@@ -100,6 +127,11 @@ def message(signal: object, timeout_s: float | None) -> Wait:
 def runs(timeout_s: float | None) -> Wait:
     """See `Transaction.wait_for_runs`."""
     return Wait("runs", after_s=_timeout(timeout_s, "wait_for_runs"))
+
+
+def approval(ask: Ask) -> Wait:
+    """See `Transaction.ask`."""
+    return Wait("approval", after_s=ask.expires_s, ask=ask)
 
 
 def _timeout(timeout_s: float | None, subject: str) -> float | None:

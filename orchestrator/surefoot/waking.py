@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from typing import Any
 
-from surefoot_storage import Statement
+from surefoot_storage import Workspace
 
-from . import rows
+from . import asking, rows
 from .errors import InputRefused
 from .log import logger
 from .model import Run, RunState, Visit
-from .waits import Signal, Wait
+from .waits import Ended, Signal, Wait
 
 
-@dataclass
-class Ended:
-    """The outcome (None: it has not ended), what the next step is told, and what becomes of messages."""
-
-    outcome: str | None = None
-    payload: str | None = None
-    statements: list[Statement] = field(default_factory=list)
-
-
-def look(source: rows.Source, run: Run, visit: Visit, signals: dict[str, Signal[Any]], now: float) -> Ended:
+def look(source: Workspace, run: Run, visit: Visit, signals: dict[str, Signal[Any]], now: float) -> Ended:
     """What has ended the wait of a parked visit."""
     wait = Wait.from_json(visit.wait or "")
+    if wait.kind == "approval":
+        return asking.look(source, run, visit, wait, now)
     ended = Ended()
     if wait.kind == "message":
         _receive(source, run, visit, signals.get(wait.name), wait, ended)

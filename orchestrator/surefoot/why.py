@@ -10,6 +10,7 @@ from typing import Any
 from surefoot_storage import Checkup
 
 from . import rows
+from .approvals import Approval, names
 from .model import Run, RunState, Visit, VisitState
 from .summary import foremost
 from .waits import Wait
@@ -164,11 +165,30 @@ def _parked(source: rows.Source, run: Run, front: Visit) -> Answer:
         names = tuple(f"{child['id']}: {child['state']} at {child['step']}" for child in left)
         sentence = f"{front.step} waits for {len(left)} run(s) that it has started{until}"
         return Answer(run.id, "runs", sentence, names, f"surefoot why {left[0]['id']}" if left else "")
+    if wait.kind == "approval":
+        return _asking(source, run, front, until)
     sent = _refused(rows.messages_of(source, run.id), wait.name)
     return Answer(
         run.id, "signal", f"{front.step} waits for signal {wait.name!r}{until}", sent,
         f"surefoot send {run.id} {wait.name}",
     )  # fmt: skip
+
+
+def _asking(source: rows.Source, run: Run, front: Visit, until: str) -> Answer:
+    latest = rows.latest_approval(source, run.id, front.number)
+    approval = latest[0] if latest else None
+    if not isinstance(approval, Approval):
+        problem = (approval.problem,) if approval else ()
+        hint = f"surefoot approvals reissue {approval.id}" if approval else f"surefoot resume {run.id}"
+        return Answer(run.id, "approval", f"{front.step} asks with a record that is damaged", problem, hint)
+    left = names([seat.person for seat in approval.seats if seat.state == "open"])
+    answered = tuple(
+        f"{event.event} by {event.by} at {_moment(event.at)}" + f": {event.comment}" * bool(event.comment)
+        for event in approval.events
+        if event.by
+    )
+    sentence = f"{front.step} asks {left}: {approval.ask.title}{until}"
+    return Answer(run.id, "approval", sentence, answered, f"surefoot approvals show {approval.id}")
 
 
 def _refused(messages: Sequence[Mapping[str, Any]], name: str) -> tuple[str, ...]:

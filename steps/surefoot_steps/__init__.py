@@ -5,11 +5,12 @@ In Python: `Write(path="a.txt", text="…").declare(flow, "write")`; in a pipeli
 
 from .command import CommandResult, run_command
 from .files import Copy, Delete, Edit, Move, Render, Write
-from .flowing import Command, Function, SubWorkflow, Wait
+from .flowing import Approve, Command, Function, SubWorkflow, Wait
 from .http import Http
 from .ready import ReadyStep, Values
 
 __all__ = [
+    "Approve",
     "Command",
     "CommandResult",
     "Copy",

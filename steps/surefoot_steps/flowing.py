@@ -6,9 +6,10 @@ import importlib
 from datetime import datetime
 from typing import Any, ClassVar
 
-from pydantic import Field, PositiveFloat, PrivateAttr, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, PrivateAttr, model_validator
 
 from surefoot import DeclarationError, InputError, Step, Transaction, Workflow
+from surefoot.approvals import EXPIRES_S, Ask
 from surefoot.loader import load_workflow
 
 from .command import run_command
@@ -55,6 +56,44 @@ class Wait(ReadyStep):
         if self.signal is not None:
             return tx.wait_for(self._signals[self.signal], timeout_s=self.timeout_s)
         return tx.sleep(self.seconds) if self.seconds is not None else tx.sleep(until=self.until)
+
+
+class Approve(ReadyStep):
+    """Waits until people have approved what these files hold; see `Transaction.ask`."""
+
+    title: str = Field(min_length=1, max_length=4_000)
+    of: list[str] = Field(default_factory=list)
+    approvers: list[str] = Field(default_factory=list)
+    quorum: PositiveInt = 1
+    expires_s: PositiveFloat = EXPIRES_S
+    remind_s: float | None = Field(default=None, ge=1)
+    escalate_s: float | None = Field(default=None, ge=1)
+    escalate_to: list[str] = Field(default_factory=list)
+
+    def declare(self, workflow: Workflow, name: str, **options: Any) -> Step[..., Any]:
+        """As any step; what nobody could ever answer is refused here.
+
+        Raises:
+            DeclarationError: which option, and why.
+        """
+        subject = f"{workflow.name}/{name}"
+        for pattern in self.of:
+            workflow.checked_pattern("of", pattern, item=options.get("each") is not None)
+        try:
+            Ask.from_dict(dict(self)).check(subject)
+        except InputError as error:
+            raise DeclarationError(
+                "declare step", subject, expected=error.expected, found=error.found, hint=error.hint
+            ) from error
+        return super().declare(workflow, name, **options)
+
+    def run(self, tx: Transaction, values: Values) -> Any:
+        """Asks."""
+        return tx.ask(
+            self.title, of=[values.fill(pattern) for pattern in self.of], approvers=self.approvers,
+            quorum=self.quorum, expires_s=self.expires_s, remind_s=self.remind_s, escalate_s=self.escalate_s,
+            escalate_to=self.escalate_to,
+        )  # fmt: skip
 
 
 class SubWorkflow(ReadyStep):

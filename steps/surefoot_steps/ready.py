@@ -23,7 +23,7 @@ class ReadyStep(BaseModel):
     """Which options are names of files: looked at when it is declared."""
 
     @classmethod
-    def of(cls, workflow: str, name: str, options: dict[str, Any]) -> ReadyStep:
+    def from_options(cls, workflow: str, name: str, options: dict[str, Any]) -> ReadyStep:
         """From the options of a file.
 
         Raises:

@@ -9,7 +9,9 @@ from typing import Any, assert_type
 
 from pydantic import BaseModel
 
+from surefoot import Approval as Request
 from surefoot import (
+    Cached,
     Committed,
     Done,
     Engine,
@@ -17,6 +19,7 @@ from surefoot import (
     Preview,
     Queue,
     Rate,
+    Record,
     Retry,
     Run,
     RunResult,
@@ -103,11 +106,20 @@ async def in_async_code() -> None:
         assert_type((await engine.why("r")).sentence, str)
         assert_type(await engine.runs(states=["error"], limit=5), list[Run])
         await engine.control.pause_queue("q", "why")
+        assert_type(await engine.approvals.approve("token", by="me"), Request)
+        limits = engine.configuration("limits", Brief)
+        assert_type((await limits.get()).value, Brief)
+        assert_type((await limits.update({"topic": "y"}, based_on=0)).value, Brief)
+        assert_type(await engine.cache("rates", lambda key: key).get("eur"), Cached)
+        assert_type(await engine.records.submit("event", 1, on_full="refuse"), Record)
+        assert_type((await engine.status("r")).revision, int)
 
 
 def in_sync_code() -> None:
     with Engine(".", [flow], clock=FakeClock()) as engine:
         assert_type(engine.run(flow).wait(), RunResult)
+        assert_type(engine.approvals.requests(states=["open"]).wait(), list[Request])
+        assert_type(engine.sync_checkpoint().wait(), int)
         assert_type(engine.skip("r", outcome="good").wait(), Run)
         assert_type(engine.bulk("retry", states=["error"], per_s=2.0).wait().done, tuple[str, ...])
     assert_type(Snapshot.of(".").changes(Snapshot({})), dict[str, tuple[str | None, str | None]])
@@ -119,3 +131,5 @@ def what_must_be_an_error(tx: Transaction, brief: Brief, engine: Engine) -> None
     Retry(attempts="3")  # type: ignore[arg-type]
     flow.signal("x", int)  # type: ignore[type-var]
     guards.Count()  # type: ignore[call-arg]
+    engine.records.submit("event", 1, on_full="drop")  # type: ignore[arg-type]
+    engine.configuration("limits", int)  # type: ignore[type-var]

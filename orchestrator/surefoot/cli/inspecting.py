@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import click
@@ -12,7 +13,7 @@ from surefoot.model import Run, RunState
 from surefoot.schema import SCHEMA
 from surefoot_storage import ReadOnlyWorkspace
 
-from .main import cli, shared_options
+from .main import cli, shared_options, workspace_option
 from .output import PAUSED_HINT, emit, moment
 
 
@@ -146,3 +147,49 @@ def _entry_text(entry: dict[str, Any], *, with_traceback: bool) -> str:
         if with_traceback:
             lines += [f"    | {line}" for line in entry["failure"]["traceback"].splitlines()]
     return "\n".join(lines)
+
+
+@cli.command()
+@click.argument("run_id", metavar="RUN", required=False)
+@click.option("--after", type=click.IntRange(min=0), default=0, help="The id of the last line one has.")
+@workspace_option
+def audit(run_id: str | None, *, after: int, workspace: str) -> int:
+    """Print every change of status as a JSON line, oldest first."""
+    with ReadOnlyWorkspace(workspace, schemas=[SCHEMA]) as opened:
+        if run_id is not None:
+            rows.get_run(opened, run_id)
+        while lines := rows.audit_lines(opened, run_id=run_id, after=after, limit=1_000):
+            for line in lines:
+                click.echo(json.dumps(line))
+            after = lines[-1]["id"]
+    return 0
+
+
+@cli.command()
+@click.option("--workflow", help="Of one workflow.")
+@click.option("--hours", type=click.FloatRange(min=0), help="Of the last hours; unless given, of all time.")
+@shared_options
+def stats(*, workflow: str | None, hours: float | None, workspace: str, as_json: bool) -> int:
+    """Show runs by workflow and attempts by step: how many, and how long they took."""
+    since = time.time() - hours * 3_600 if hours is not None else 0.0
+    with ReadOnlyWorkspace(workspace, schemas=[SCHEMA]) as opened:
+        facts = rows.analytics(opened, since=since, workflow=workflow)
+    lines = [
+        f"{w['workflow']}: {w['created']} created, {w['finished']} finished, {w['failed']} failed,"
+        f" {w['cancelled']} cancelled; {_lengths(w)}"
+        for w in facts["workflows"]
+    ]
+    lines += [
+        f"    {s['workflow']}/{s['step']}: {', '.join(f'{n} {o}' for o, n in s['attempts'].items())};"
+        f" {_lengths(s)}"
+        for s in facts["steps"]
+    ]
+    emit(facts, "\n".join(lines) or "nothing has happened", as_json=as_json)
+    return 0
+
+
+def _lengths(facts: dict[str, Any]) -> str:
+    if facts["mean_s"] is None:
+        return "none has ended"
+    mean_s, p50_s, p95_s = (facts[name] for name in ("mean_s", "p50_s", "p95_s"))
+    return f"mean {mean_s:.2f} s, half within {p50_s:.2f} s, 95 % within {p95_s:.2f} s"

@@ -27,7 +27,7 @@ from .output import PAUSED_HINT, emit, emit_error, is_terminal, run_code, transi
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_workspace_option = click.option(
+workspace_option = click.option(
     "-w",
     "--workspace",
     default=".",
@@ -40,7 +40,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print one J
 
 def shared_options(command: F) -> F:
     """Every command has these."""
-    return _workspace_option(_json_option(command))
+    return workspace_option(_json_option(command))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -300,9 +300,18 @@ def _progress(*, as_json: bool) -> Iterator[Callable[[TransitionResult], None]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command and exits with its code."""
-    from . import history, inspecting, oncall, running, upkeep  # they register their commands
+    from . import (
+        approvals,
+        configs,
+        dumps,
+        history,
+        inspecting,
+        oncall,
+        running,
+        upkeep,
+    )  # they register their commands
 
-    del history, inspecting, oncall, running, upkeep
+    del approvals, configs, dumps, history, inspecting, oncall, running, upkeep
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
     try:

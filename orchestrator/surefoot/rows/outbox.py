@@ -11,6 +11,12 @@ from surefoot_storage import Statement
 
 from .source import Source
 
+VIEW = "@view/"
+"""What the effects of messages to views begin with."""
+
+ASK = "@ask"
+"""The effect of a message that tells somebody of a request for approval."""
+
 
 @dataclass(frozen=True)
 class Message:
@@ -90,7 +96,8 @@ def next_messages(source: Source, run_id: str | None = None) -> list[Message]:
         "SELECT o.id, o.key, o.run_id, run.workflow, o.step, o.effect, o.payload, o.attempts, o.next_at,"
         " o.owner"
         " FROM outbox AS o JOIN run ON run.id = o.run_id WHERE o.id IN"
-        " (SELECT min(id) FROM outbox WHERE state = 'pending' GROUP BY run_id)"
+        " (SELECT min(id) FROM outbox WHERE state = 'pending'"
+        " GROUP BY run_id, CASE WHEN effect LIKE '@view/%' THEN effect END)"  # views stop nobody else
         " AND (:run_id IS NULL OR o.run_id = :run_id) ORDER BY o.next_at, o.id",
         {"run_id": run_id},
     )
@@ -114,7 +121,8 @@ def effects_of(source: Source, txids: Sequence[str]) -> list[dict[str, Any]]:
 def count_effects(source: Source, state: str, run_id: str | None = None) -> int:
     """How many effects are in a state."""
     rows = source.query(
-        "SELECT count(*) FROM outbox WHERE state = :state AND (:run_id IS NULL OR run_id = :run_id)",
+        "SELECT count(*) FROM outbox WHERE state = :state AND (:run_id IS NULL OR run_id = :run_id)"
+        " AND effect NOT LIKE '@view/%'",
         {"state": state, "run_id": run_id},
     )
     return int(rows[0][0])

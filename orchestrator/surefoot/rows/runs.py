@@ -169,12 +169,29 @@ def wake(run_id: str) -> list[Statement]:
             values,
         ),
         Statement(
+            "UPDATE visit SET due_at = 0 WHERE run_id = :run_id AND closed IS NULL AND state = 'parked'"
+            " AND wait ->> '$.kind' = 'approval' AND EXISTS (SELECT 1 FROM approval AS a"
+            " WHERE a.run_id = :run_id AND a.visit = visit.number AND NOT a.consumed"
+            " AND a.state IN ('approved', 'rejected', 'expired', 'changed'))",
+            values,
+        ),
+        Statement(
             "UPDATE run SET due_at = 0 WHERE id = :run_id AND state IN ('running', 'waiting') AND EXISTS"
             " (SELECT 1 FROM visit WHERE run_id = :run_id AND closed IS NULL AND state = 'parked'"
             " AND due_at = 0)",
             values,
         ),
     ]
+
+
+def wake_visit(run_id: str, number: int) -> list[Statement]:
+    """One parked visit is to look again."""
+    due = Statement(
+        "UPDATE visit SET due_at = 0 WHERE run_id = :run_id AND number = :number AND closed IS NULL"
+        " AND state = 'parked'",
+        {"run_id": run_id, "number": number},
+    )
+    return [due, *wake(run_id)]
 
 
 def keep_waiting(run: Run, visit: Visit) -> list[Statement]:
