@@ -159,6 +159,23 @@ async def test_only_the_hash_of_a_token_is_stored(root):
     assert (root / ".surefoot/secret.json").stat().st_mode & 0o777 == 0o600
 
 
+async def test_where_the_secret_is_lost_no_wrong_token_is_made_and_the_id_still_works(root):
+    flow = reviewed()
+    async with Engine(root, [flow], resume=False) as engine:
+        request = await waiting(engine, flow)
+        old = await engine.approvals.token(request.id)
+    (root / ".surefoot/secret.json").unlink()
+    async with Engine(root, [flow], resume=False) as engine:
+        with pytest.raises(ApprovalRefused, match="is not what it was") as caught:
+            await engine.approvals.token(request.id)
+        assert request.id in caught.value.hint
+        with pytest.raises(ApprovalRefused, match="one of anyone with the token"):
+            await engine.approvals.token(request.id, "mallory")
+        assert (await engine.approvals.get(old)).id == request.id  # what was sent before is still good
+        await engine.approvals.approve(request.id, by="ann")
+        assert (await goes_on(engine)).ok
+
+
 @pytest.mark.parametrize("reference", ["sfa_nobody", "r/99", "sfa_" + "a" * 52])
 async def test_an_unknown_token_is_a_clear_error_that_does_not_show_it(root, reference):
     flow = reviewed()

@@ -34,7 +34,8 @@ class Store:
         self.real = self.writer._workspace.write_rows
         self.writer._workspace = SimpleNamespace(
             write_rows=self.write_rows, worker=self.writer._workspace.worker,
-            flush=self.writer._workspace.flush, checkpoint=self.writer._workspace.checkpoint,
+            flush=self.writer._workspace.flush,
+            checkpoint_rows=self.writer._workspace.checkpoint_rows,
         )  # fmt: skip
 
     async def pause(self, seconds):
@@ -78,6 +79,20 @@ async def test_what_is_flushed_is_durable_and_in_order(root):
         assert adds_up(figures)
         assert len(await engine.records.find(run_id="r", limit=7)) == 7
         assert await engine.records.find(kind="other") == []
+
+
+async def test_a_flush_copies_the_log_into_the_database(root):
+    """Looked at by another process: opening the file in this one would let go of SQLite's locks."""
+    look = [
+        sys.executable,
+        "-c",
+        "import sys; print(b'a marker of its own' in open(sys.argv[1], 'rb').read())",
+    ]
+    async with opened(root) as engine:
+        await engine.records.submit("event", "a marker of its own")
+        await engine.records.flush()
+        done = await anyio.run_process([*look, str(root / ".surefoot/surefoot.db")])
+        assert done.stdout == b"True\n"
 
 
 async def test_closing_drains_the_queue(root):

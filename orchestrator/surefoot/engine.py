@@ -314,6 +314,7 @@ class Engine(Looking):
             await opened.records.flush()
             await to_thread.run_sync(opened.workspace.flush)
             await to_thread.run_sync(opened.workspace.checkpoint)
+            await to_thread.run_sync(opened.workspace.checkpoint_rows)
             return await to_thread.run_sync(rows.checkpointed_seq, opened.workspace)
 
         return self._pending("sync_checkpoint", operation)

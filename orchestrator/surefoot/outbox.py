@@ -11,8 +11,8 @@ from anyio import to_thread
 
 from surefoot_storage import Conflict, SurefootError, Workspace, WorkspacePoisoned
 
-from . import rows
-from .approvals import ApprovalState, Asked, token_of
+from . import asking, rows
+from .approvals import ApprovalState, Asked
 from .clock import Clock
 from .declare import Workflow
 from .log import logger
@@ -159,7 +159,7 @@ class Outbox:
         is_open = approval.state is ApprovalState.OPEN and seat is not None and seat.state == "open"
         asked = Asked(
             approval.id, approval.run_id, approval.step, approval.ask.title, approval.ask.of, approval.digest,
-            person, token_of(self._workspace.secret(), approval.id, person), facts["reason"],
+            person, asking.token(self._workspace, approval, person), facts["reason"],
             approval.expires_at, message.key,
         )  # fmt: skip
         function = workflow.tells if is_open else _nothing  # answered meanwhile

@@ -119,7 +119,7 @@ class RecordWriter:
                     found=str(self._stuck), hint=f"free some disk space: {self.queued} wait in memory",
                 ) from self._stuck  # fmt: skip
         await to_thread.run_sync(self._workspace.flush)
-        await to_thread.run_sync(self._workspace.checkpoint)
+        await to_thread.run_sync(self._workspace.checkpoint_rows)
 
     async def stop(self) -> None:
         """Takes nothing new, writes what waits, and notes a clean end."""

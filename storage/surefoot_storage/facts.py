@@ -111,6 +111,16 @@ class Facts(ABC):
         self._check_alive()
         return self._parts.tree.stamp(path)
 
+    def checkpoint_rows(self) -> None:
+        """Copies the database's log into the database; what was committed is durable either way.
+
+        Raises:
+            WorkspaceUnusable: the disk does not take it; nothing is lost, the log still holds it.
+        """
+        self._check_alive()
+        with self._section():
+            self._store.database.checkpoint_log()
+
     def secret(self) -> bytes:
         """32 random bytes of this workspace's own, kept outside the database, so that no backup has them."""
         note = self._store.layout.read_note(SECRET)
