@@ -214,6 +214,26 @@ def fails_to_write(name, _arguments):
         raise OSError(28, "No space left on device")
 
 
+async def test_closing_says_what_is_lost_where_neither_store_nor_disk_takes_it(root, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        "surefoot.records.logger",
+        lambda **_bound: SimpleNamespace(
+            error=lambda event, **facts: said.append((event, facts["count"])), warning=lambda *_a, **_k: None
+        ),
+    )
+    with anyio.fail_after(20):
+        async with opened(root) as engine:
+            store = Store(engine)
+            store.refuses = True
+            store.writer.dumps._fs = Hooked(fails_to_write)
+            for number in range(3):
+                await engine.records.submit("event", number)
+    assert said[-1] == ("records.lost", 3)
+    async with opened(root) as engine:
+        assert await stored(engine) == []
+
+
 async def test_a_store_that_is_locked_by_somebody_else_is_one_that_refuses(root):
     async with opened(root, lock_wait_s=0.05) as engine:
         engine._the_open.records.pause = no_pause

@@ -100,10 +100,10 @@ class RecordWriter:
                 for _ in batch:
                     self._queue.popleft()
                 self._settled = batch[-1].number
-            elif self._closing:
-                return
             self._less.set()
             if not settled:
+                if self._closing:
+                    return
                 await self.pause(1.0)
 
     async def flush(self) -> None:
