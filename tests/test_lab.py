@@ -101,7 +101,7 @@ SEEN_AT_ONCE = [
 @pytest.mark.long
 @pytest.mark.parametrize("site", SEEN_AT_ONCE, ids=lambda site: f"{site.module}-{site.line}-{site.text}")
 def test_the_simulated_disk_sees_each_flush_that_is_missing(site):
-    assert mutation.by_simulation(site, 5000) != ""
+    assert any(mutation.by_simulation(site, states) for states in (2500, 5000))  # most are seen soon
 
 
 def test_the_list_of_mutants_knows_its_exceptions():
