@@ -171,6 +171,26 @@ def test_runs_of_the_fifth_version_are_where_they_were_and_go_on(version_5):
 
 
 @pytest.fixture
+def version_6(unpacked):
+    """Approvals, a configuration and records; one run was killed between two of its files."""
+    return unpacked("v6_killed.tar.gz")
+
+
+def test_requests_and_settings_of_the_sixth_version_are_there_and_its_runs_go_on(version_6):
+    root, flows = version_6, module_of("v6_flow")
+    with Engine(root, [flows.publish], resume=False) as engine:
+        assert (root / "demos/half/b.txt").read_text() == "released\n"
+        asked = {request.run_id: request for request in engine.approvals.requests().wait()}
+        assert sorted(asked) == ["asking", "one-of-two"]
+        engine.approvals.approve(asked["one-of-two"].id, by="bob").wait()
+        assert engine.resume("one-of-two").wait().ok
+        assert engine.configuration("tone", flows.Settings).get().wait().value.tone == "warm"
+        assert [record.data for record in engine.records.find(kind="note").wait()] == [{"a": 1}]
+        assert engine.agents.attempts().wait() == []
+    assert (root / "demos/one-of-two/a.txt").read_text() == "released\n"
+
+
+@pytest.fixture
 def version_4(unpacked):
     """Runs in every state; one of them was killed between two of its files."""
     return unpacked("v4_killed.tar.gz")
