@@ -1,13 +1,16 @@
 """Transactions over files and rows. Synchronous; knows nothing of workflows."""
 
+from .changes import ChangeSet, PathChange, Version
 from .checkup import Checkup, Finding
 from .conflicts import ForeignEdit
+from .copies import Copies
 from .dumps import Dumps
 from .errors import (
     CommitError,
     CommitFailed,
     CommitOutcomeUnknown,
     Conflict,
+    CopyRefused,
     IncompatibleOperations,
     InputError,
     PathRefused,
@@ -42,12 +45,15 @@ from .workspace import Workspace
 __all__ = [
     "Absent",
     "Change",
+    "ChangeSet",
     "Checkup",
     "Commit",
     "CommitError",
     "CommitFailed",
     "CommitOutcomeUnknown",
     "Conflict",
+    "Copies",
+    "CopyRefused",
     "Difference",
     "Directory",
     "Dumps",
@@ -63,6 +69,7 @@ __all__ = [
     "LogEntry",
     "NamedLock",
     "Op",
+    "PathChange",
     "PathRefused",
     "Policy",
     "Pruned",
@@ -79,6 +86,7 @@ __all__ = [
     "UndoRefused",
     "UnreadableFile",
     "Upkeep",
+    "Version",
     "WentBack",
     "Workspace",
     "WorkspaceBlocked",

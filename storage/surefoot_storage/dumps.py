@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 
 from .errors import UnreadableFile, os_error_text
 from .fsops import FsOps
-from .paths import CONTROL_DIR
+from .layout import opened_folder
 
 FOLDER = "dumps"
 
@@ -71,16 +70,5 @@ class Dumps:
             self._fs.rename_over(folder, name, folder, new)
             self._fs.sync(folder)
 
-    @contextlib.contextmanager
-    def _folder(self, *, make: bool = False) -> Iterator[int]:
-        root = self._fs.open_root(self._root)
-        try:
-            with self._fs.opened_dir(root, CONTROL_DIR) as control:
-                if make:
-                    with contextlib.suppress(FileExistsError):
-                        self._fs.mkdir(control, FOLDER, 0o700)
-                        self._fs.sync(control)
-                with self._fs.opened_dir(control, FOLDER) as folder:
-                    yield folder
-        finally:
-            self._fs.close(root)
+    def _folder(self, *, make: bool = False) -> contextlib.AbstractContextManager[int]:
+        return opened_folder(self._fs, self._root, FOLDER, make=make)

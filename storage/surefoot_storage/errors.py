@@ -11,6 +11,7 @@
      │   ├─ WorkspaceBlocked          a committed change cannot reach its files yet
      │   └─ WorkspacePoisoned         this handle must not be used any more
      ├─ Conflict                      somebody changed what was read; nothing was changed
+     ├─ CopyRefused                   a working copy that cannot be made, sealed or removed
      ├─ UndoRefused                   something has happened since, or old contents are gone
      └─ CommitError
          ├─ StageFailed               before the commit point; nothing was changed
@@ -127,6 +128,13 @@ class Conflict(SurefootError):
     """Somebody changed what this transaction had read; nothing was changed."""
 
     code = "conflict"
+    exit_code = 4
+
+
+class CopyRefused(SurefootError):
+    """A working copy cannot be made, sealed, committed or removed; the workspace's files are unchanged."""
+
+    code = "copy_refused"
     exit_code = 4
 
 

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from .checkup import Checkup
+from .copies import Copies
 from .errors import SurefootError
 from .fsops import FsOps
 from .history import History
@@ -47,6 +48,12 @@ class Facts(ABC):
         """Prepared transactions that are kept, to be committed exactly as they are."""
         self._check_alive()
         return Sealing(self._store.looking, self.write_rows, self._read_spool, self._user, self._clock)
+
+    @property
+    def copies(self) -> Copies:
+        """Working copies of directories, for whoever is to change them apart from the workspace."""
+        self._check_alive()
+        return Copies(self.fs, self._store.path)
 
     def _read_spool(self, path: str, spool: Spool) -> bytes:
         with self._parts.tree.parents() as parents:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 
 from . import syscalls
+from .fsclones import Clones
 from .fsnames import Names
 from .fsreuse import Reuse
 from .fstrees import WholeTrees
@@ -35,7 +36,7 @@ _NO_COPY = (
 )  # fmt: skip
 
 
-class FsOps(WholeTrees, Names, Reuse):
+class FsOps(WholeTrees, Clones, Names, Reuse):
     """Linux. Each method is one system call or the shortest loop around one."""
 
     # --- directories and look-ups ---

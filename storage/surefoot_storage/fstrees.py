@@ -44,16 +44,19 @@ class WholeTrees(ABC):
             return
         except (IsADirectoryError, PermissionError):
             found = self.lstat(directory, name)
-            if found is None or not stat.S_ISDIR(found.st_mode):
+            if found is None:
+                return
+            if not stat.S_ISDIR(found.st_mode):
                 raise
         else:
             return
-        with self.opened_dir(directory, name) as fd:
-            if not found.st_mode & stat.S_IWUSR:
-                os.fchmod(fd, 0o700)
-            for child in os.listdir(fd):
-                self.remove_tree(fd, child)
-        os.rmdir(name, dir_fd=directory)
+        with contextlib.suppress(FileNotFoundError):  # somebody else removes it as well
+            with self.opened_dir(directory, name) as fd:
+                if not found.st_mode & stat.S_IWUSR:
+                    os.fchmod(fd, 0o700)
+                for child in os.listdir(fd):
+                    self.remove_tree(fd, child)
+            os.rmdir(name, dir_fd=directory)
 
     def tree_size(self, directory: int, name: str) -> tuple[int, int]:
         """(files, bytes on the disk) of a name and everything below it."""

@@ -6,6 +6,7 @@ keep/<worker>.<n>.<txid>  second name of a large new version, until it is durabl
 workers/<worker>          locked for as long as that worker has the workspace open
 locks/<hash>              named locks of steps
 blobs/<aa>/<sha256>       large old versions, kept for undo
+copies/<name>             working copies, where there are any: see copyfolders
 conflicts/<name>          what somebody else had written where a commit put its own version
 workspace.json            format and identity: written last when a workspace is made
 applied                   up to which commit the files are in place: a hint, never proof
@@ -17,6 +18,7 @@ import contextlib
 import errno
 import json
 import os
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -149,6 +151,22 @@ class Layout:
             if digest_of(data) == digest:
                 return data
         raise UnreadableFile("read the kept content", name, expected="a file with this sha256", found="none")
+
+
+@contextlib.contextmanager
+def opened_folder(fs: FsOps, root: str, name: str, *, make: bool) -> Iterator[int]:
+    """A folder of the control directory that is not always there, made (durably) where that is asked for."""
+    top = fs.open_root(root)
+    try:
+        with fs.opened_dir(top, CONTROL_DIR) as control:
+            if make:
+                with contextlib.suppress(FileExistsError):
+                    fs.mkdir(control, name, 0o700)
+                    fs.sync(control)
+            with fs.opened_dir(control, name) as folder:
+                yield folder
+    finally:
+        fs.close(top)
 
 
 def write_note(fs: FsOps, control: int, name: str, value: dict[str, Any], *, durable: bool) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from .checkpoint import Checkpoint
 from .conflicts import ForeignEdit, edit_of
+from .copies import Copies
 from .errors import InputError, WorkspaceUnusable, os_error_text
 from .fsops import FsOps
 from .layout import DATABASE
@@ -154,6 +155,7 @@ class Upkeep:
             "conflicts": ("conflicts",),
             "staged": ("stage", "keep"),
             "ballast": ("ballast",),
+            "working_copies": ("copies",),
         }
         found = {}
         for what, parts in names.items():
@@ -205,7 +207,7 @@ class Upkeep:
         return Forgotten(len(kept), len(found), tuple(sorted(others)))
 
     def forget(self, path: PathLike) -> Forgotten:
-        """Removes every kept content of a path: from the log, the blobs and the conflicts.
+        """Removes every kept content of a path: from the log, the blobs, the conflicts and working copies.
 
         The file itself stays as it is. What other paths had with the same content cannot be undone any
         more either. Blocks that are freed are not overwritten on the disk.
@@ -215,11 +217,13 @@ class Upkeep:
             the content.
         """
         name = normalise(path, operation="forget")
+        every: set[bytes] = set()
         for _ in range(_FORGET_ATTEMPTS):
             self._checkpoint.run(epoch=self._store.epoch, wait=True)
             self._checkpoint.wipe(name)
             with self._section():
                 digests, others = self._database.versions_of(name)
+                every = set(digests)
                 ops = [op for _, ops in self._database.unchecked_ops() for op in ops]
                 if digests & {op.new.digest for op in ops if isinstance(op.new, File)}:
                     continue  # committed again meanwhile: the log is all that a power cut would leave of it
@@ -237,6 +241,7 @@ class Upkeep:
                 hint="stop what writes it first: it would be kept again at once",
             )
         self._pruner.delete(in_files, at_once=True)  # a secret goes, even if that costs somebody an undo
+        Copies(self._fs, self._store.path).forget(name, {digest.hex() for digest in every})
         dropped = [
             edit for edit in self.conflicts(unresolved_only=False) if edit.path == name and edit.kept_as
         ]
