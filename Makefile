@@ -9,7 +9,7 @@ demo: $(VENV)/installed  ## publish a site, killed in the middle, recovered
 	$(BIN)/python examples/site/demo.py
 
 test: $(VENV)/tests-installed  ## the whole test suite
-	$(BIN)/python -m pytest -n auto $(PYTEST)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST)
 
 check: $(VENV)/check-installed  ## lint, types, layers
 	$(BIN)/ruff format --check .
@@ -25,6 +25,7 @@ bench: $(VENV)/tests-installed  ## ours against the alternatives, interleaved
 	$(BIN)/python bench/large.py
 	$(BIN)/python bench/startup.py
 	$(BIN)/python bench/engine.py
+	$(BIN)/python bench/agents.py
 
 sweep: $(VENV)/tests-installed  ## every kill point of every workload, and of its recoveries
 	SUREFOOT_SWEEP=full $(BIN)/python -m pytest -n auto tests/test_sweeps.py

@@ -22,7 +22,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_example_and_its_commands_run(tmp_path):
-    hello, _, _ = blocks("python")
+    hello, _, _, _ = blocks("python")
     (tmp_path / "hello.py").write_text(hello)
     done = subprocess.run(
         [sys.executable, "hello.py"], cwd=tmp_path, capture_output=True, text=True, check=True
@@ -41,7 +41,7 @@ def test_the_example_and_its_commands_run(tmp_path):
 
 
 def test_the_larger_example_runs(tmp_path):
-    _, review, _ = blocks("python")
+    _, review, _, _ = blocks("python")
     (tmp_path / "review.py").write_text(review)
     done = subprocess.run(
         [sys.executable, "review.py"], cwd=tmp_path, capture_output=True, text=True, check=True
@@ -52,7 +52,7 @@ def test_the_larger_example_runs(tmp_path):
 
 
 def test_the_example_of_approvals_configuration_caches_and_records_runs(tmp_path):
-    _, _, publish = blocks("python")
+    _, _, publish, _ = blocks("python")
     (tmp_path / "publish.py").write_text(publish)
     done = subprocess.run(
         [sys.executable, "publish.py"], cwd=tmp_path, capture_output=True, text=True, check=True
@@ -61,6 +61,23 @@ def test_the_example_of_approvals_configuration_caches_and_records_runs(tmp_path
     assert "board: rivers started" in done.stdout
     released = json.loads((tmp_path / "articles/rivers/released.json").read_text())
     assert [vote["by"] for vote in released["votes"]] == ["ann", "bob"]
+
+
+def test_the_example_of_an_agent_runs_and_so_does_a_tried_command(tmp_path):
+    *_, translate = blocks("python")
+    (tmp_path / "translate.py").write_text(translate)
+    done = subprocess.run(
+        [sys.executable, "translate.py"], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "+Hallo Welt" in done.stdout
+    assert done.stdout.rstrip().endswith("completed")
+    assert (tmp_path / "texts/de/text.de.md").read_text() == "Hallo Welt"
+    (line,) = [line for line in blocks("sh")[-1].splitlines() if line]
+    (tmp_path / "Makefile").write_text("format:\n\techo tidy > tidy.txt\n")
+    arguments = [sys.executable, "-m", "surefoot", *line.partition("#")[0].split()[1:]]
+    tried = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert (tried.returncode, "+tidy" in tried.stdout) == (3, True)
+    assert not (tmp_path / "tidy.txt").exists()
 
 
 def test_every_command_is_in_the_readme_and_has_help():

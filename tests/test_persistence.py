@@ -45,6 +45,12 @@ FOUND = {  # what a new process finds after the one that made the calls was kill
     "records.replay": lambda e: e.records.find(limit=1).wait()[0].data == {"n": 1},
     "flush": lambda e: e.recovered.completed == (),
     "sync_checkpoint": lambda e: e.recovered.completed == (),
+    "agents.launch": lambda e: len(e.agents.attempts().wait()) == 3,
+    "agents.stop_all": lambda e: "an incident" in [a.why for a in e.agents.attempts().wait()],
+    "agents.start_again": lambda e: "succeeded" in [a.outcome for a in e.agents.attempts().wait()],
+    "agents.commit": lambda e: Path(e._root, "made.txt").read_text() == "made\n",
+    "agents.stop": lambda e: "enough" in [a.why for a in e.agents.attempts().wait()],
+    "agents.discard": lambda e: "discarded" in [a.taken for a in e.agents.attempts().wait()],
 }
 
 

@@ -12,6 +12,6 @@ draft = {
     "introduction": f"{title} in {len(documents)} documents, {sum(d['lines'] for d in documents)} lines in all.",
     "summaries": {d["path"]: (d["opening"] or d["path"])[:160] for d in documents},
 }
-Path("notes.txt").write_text("scratch: this file never leaves the scratch directory\n", encoding="utf-8")
+Path("notes.txt").write_text("this file never leaves the working copy\n", encoding="utf-8")
 Path("draft.json").write_text(json.dumps(draft), encoding="utf-8")
 print(f"drafted {len(documents)} summaries")

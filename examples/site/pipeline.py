@@ -1,4 +1,4 @@
-"""From a folder of documents to a published site, in five transitions.
+"""From a folder of documents to a published site, in six steps; one of them is done by an agent.
 
     surefoot run examples/site/pipeline.py:site -w WORKSPACE -i title="My site"
 
@@ -20,8 +20,7 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_for_filename
 from pygments.util import ClassNotFound
 
-from surefoot import Committed, Next, Retry, Transaction, Workflow
-from surefoot_steps import run_command
+from surefoot import Committed, Next, Transaction, Wait, Workflow
 
 AGENT = [sys.executable, str(Path(__file__).with_name("agent.py"))]
 
@@ -65,18 +64,23 @@ async def outline(tx: Transaction, given: Site) -> None:
     )
 
 
-@site.step(reads=["documents.json", "prompt.md"], retry=Retry(attempts=3, initial_s=0.5), timeout_s=600.0)
-def draft(tx: Transaction, given: Site) -> None:
-    """The agent works in a scratch directory; only its draft.json enters the transaction."""
-    answer = run_command(
-        tx,
+@site.step(result=Draft)
+def draft(tx: Transaction, given: Site) -> Wait:
+    """The agent works in a copy of the run's directory, where its draft must fit the model."""
+    return tx.agent(
         given.agent,
-        give={"prompt.md": tx.read_bytes("prompt.md"), "documents.json": tx.read_bytes("documents.json")},
+        prompt="prompt.md",
         result="draft.json",
-        timeout_s=500.0,
+        limits={"wall_s": 500.0},
+        retry={"attempts": 3, "on": ["failed", "lost", "stalled"], "initial_s": 0.5},
+        poll_s=0.1,
     )
-    tx.write_json("draft.json", Draft.model_validate_json(answer.result))
-    tx.write_text("draft.log", answer.log)
+
+
+@site.step
+def accept(tx: Transaction, given: Site) -> None:
+    """Only the draft enters the transaction; whatever else the agent has written does not."""
+    tx.take(tx.work(), paths=["draft.json"])
 
 
 @site.step(reads=["documents.json", "draft.json", "problems.json"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from surefoot_storage import (
     CommitOutcomeUnknown,
     Conflict,
+    CopyRefused,
     FsOps,
     History,
     IncompatibleOperations,
@@ -28,6 +29,8 @@ from surefoot_storage import (
     WorkspaceUnusable,
 )
 
+from .agentspec import Agent, AgentRetry, Limits, Work
+from .agentspec import Done as AgentDone
 from .approvals import Approval, ApprovalState, Asked
 from .clock import Clock, SystemClock
 from .declare import Workflow
@@ -35,13 +38,16 @@ from .diffs import FileChange
 from .dumping import Dump, Replayed
 from .engine import Engine
 from .errors import (
+    AgentFailed,
     ApprovalRefused,
+    ChangesRefused,
     CommandFailed,
     ConfigConflict,
     DeclarationError,
     GuardConflict,
     GuardDenied,
     InputRefused,
+    LaunchFailed,
     LoadError,
     LockNotTaken,
     NothingCached,
@@ -76,12 +82,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Agent",
+    "AgentDone",
+    "AgentFailed",
+    "AgentRetry",
     "Approval",
     "ApprovalRefused",
     "ApprovalState",
     "Asked",
     "Cache",
     "Cached",
+    "ChangesRefused",
     "Clock",
     "CommandFailed",
     "CommitOutcomeUnknown",
@@ -89,6 +100,7 @@ __all__ = [
     "ConfigConflict",
     "Configuration",
     "Conflict",
+    "CopyRefused",
     "DeclarationError",
     "Done",
     "Dump",
@@ -104,6 +116,8 @@ __all__ = [
     "IncompatibleOperations",
     "InputError",
     "InputRefused",
+    "LaunchFailed",
+    "Limits",
     "LoadError",
     "LockNotTaken",
     "Next",
@@ -147,6 +161,7 @@ __all__ = [
     "UnreadableFile",
     "Updated",
     "Wait",
+    "Work",
     "Workflow",
     "WorkspaceBlocked",
     "WorkspaceBusy",

@@ -62,6 +62,7 @@ class Ask:
     escalate_s: float | None = None
     escalate_to: tuple[str, ...] = ()
     notify: bool = False  # the workflow has somebody who tells people
+    changes: str = ""  # digest of an agent's sealed changes that are approved, too
 
     def check(self, subject: str) -> Ask:
         """Itself, where it can be asked.
@@ -151,6 +152,7 @@ class Approval:
         votes = [event for event in self.events if event.event in ("approved", "rejected")]
         return {
             "approval": self.id, "state": self.state.value, "digest": self.digest, "of": list(self.ask.of),
+            "changes": self.ask.changes,
             "votes": [{"by": v.by, "decision": v.event, "comment": v.comment, "at": v.at} for v in votes],
         }  # fmt: skip
 

@@ -16,7 +16,16 @@ from . import checks
 from .errors import DeclarationError
 from .graph import VISITS_MAX, Graph
 from .names import checked_name
-from .options import check_each, checked_model, checked_retry, guards_of, lines, optional_length, outcomes_of
+from .options import (
+    check_each,
+    checked_model,
+    checked_result,
+    checked_retry,
+    guards_of,
+    lines,
+    optional_length,
+    outcomes_of,
+)
 from .retry import NO_RETRY, Retry
 from .schedules import QUEUE, Overlap, Schedule, checked_schedule
 from .steps import Done, Step, check_signature
@@ -115,6 +124,7 @@ class Workflow(Telling):
         visits_max: int = ...,
         locks: Iterable[str] = ...,
         guards: Sequence[Guard] = ...,
+        result: type[BaseModel] | None = ...,
     ) -> Callable[[Callable[P, R]], Step[P, R]]: ...
 
     def step(
@@ -137,6 +147,7 @@ class Workflow(Telling):
         visits_max: int = VISITS_MAX,
         locks: Iterable[str] = (),
         guards: Sequence[Guard] = (),
+        result: type[BaseModel] | None = None,
     ) -> Any:
         """Declares a step: `def outline(tx: Transaction, brief: Brief) -> None`.
 
@@ -163,6 +174,7 @@ class Workflow(Telling):
             visits_max: how often one run may come by.
             locks: names; two steps that share one are never worked on at the same time.
             guards: limits on what its transitions may do, besides the workflow's.
+            result: the model that the result file of the agent it launches must fit.
 
         Raises:
             GuardConflict: guards that nothing can meet together.
@@ -173,6 +185,7 @@ class Workflow(Telling):
             "workspace_reads": workspace_reads, "reads_bytes_max": reads_bytes_max, "writes": writes,
             "templates": templates, "retry": retry, "timeout_s": timeout_s, "deadline_s": deadline_s,
             "visits_max": visits_max, "locks": locks, "guards": guards,
+            "result": result,
         }  # fmt: skip
 
         def declare(body: Callable[..., Any]) -> Step[..., Any]:
@@ -209,6 +222,7 @@ class Workflow(Telling):
             visits_max=checks.count(what, subject, "visits_max", given["visits_max"]),
             locks=tuple(checks.text(what, subject, "locks", lock) for lock in lines(given["locks"])),
             guards=guards_of(subject, [*self.guards, *lines(given["guards"])]),
+            result=checked_result(subject, given["result"]),
         )
         self.steps[label] = step
         self._graph = None

@@ -21,6 +21,7 @@ from .previewing import Previews
 from .waits import M, Signal
 
 if TYPE_CHECKING:  # imported when they are used: `import surefoot` is fast
+    from .agents import Agents
     from .caching import Cache, Load
     from .configuration import Configuration
     from .deciding import Approvals
@@ -48,6 +49,7 @@ class Engine(Looking):
         runs_max: runs that it takes at the same time.
         lease_s: a worker that shows no sign of life for so long loses its runs to others.
         threads_max: sync step bodies at the same time.
+        agents: agents that it runs at the same time, of each kind: a number, or numbers by kind.
         records_max: records that wait to be written, in `engine.records`.
         effects_grace_s: how long closing waits for effects that are due.
         on_transition: is shown each transition's result as it happens.
@@ -74,6 +76,13 @@ class Engine(Looking):
         from .deciding import Approvals
 
         return Approvals(lambda: self._the_open, self._pending)
+
+    @property
+    def agents(self) -> Agents:
+        """Agents and other commands in working copies: launched, watched, and what they have done."""
+        from .agents import Agents
+
+        return Agents(lambda: self._the_open, lambda: self._the_supervisor, self._pending)
 
     def configuration(self, name: str, model: type[M]) -> Configuration[M]:
         """A configuration in the store, as a pydantic model; every use of it sees the newest revision.

@@ -98,6 +98,25 @@ class CommandFailed(InputError):
     exit_code = 1
 
 
+class LaunchFailed(SurefootError):
+    """An agent that could not be started; nothing of it has run."""
+
+    code = "launch_failed"
+
+
+class AgentFailed(SurefootError):
+    """An agent's run ended otherwise than the step after it reckons with."""
+
+    code = "agent_failed"
+
+
+class ChangesRefused(SurefootError):
+    """Sealed changes that cannot be committed like this; nothing was changed."""
+
+    code = "changes_refused"
+    exit_code = 4
+
+
 class ApprovalRefused(SurefootError):
     """An approval that cannot be answered like this: unknown, over, answered before, or of other contents."""
 

@@ -25,7 +25,7 @@ from surefoot_storage import (
     WorkspacePoisoned,
 )
 
-from . import machine, rows, waking
+from . import launches, machine, rows, waking
 from .asking import request
 from .bodies import Bodies
 from .clock import Clock
@@ -43,6 +43,7 @@ from .model import Outcome, Run, TransitionResult, Visit, VisitState
 from .reading import Read
 from .starting import add_start
 from .steps import Step
+from .tending import copy_name
 from .transaction import Transaction
 from .waits import Wait
 
@@ -160,6 +161,8 @@ class Executor(Failing):
             templates_dir=workflow.templates,
             is_async=step.is_async,
             now=self._clock.now(),
+            find_works=lambda run_id, step: launches.find_works(self._workspace, run_id, step),
+            name_of=copy_name,
         )
 
     async def _attempt(
@@ -189,7 +192,9 @@ class Executor(Failing):
                 return gone
             after = machine.decided(run, visit.number, decision, workflow.graph, self._clock.now())
             commit = await self.commits.run(
-                lambda: self.prepare_commit(run, after, visit, step, files, decision, tx.started, passed)
+                lambda: self.prepare_commit(
+                    run, after, visit, step, files, decision, tx.started, passed, tx.taken
+                )
             )
             live.run = after
         return self.report(run, after, visit, commit, passed.notes)
@@ -206,6 +211,7 @@ class Executor(Failing):
         decision: Decision,
         started: Sequence[tuple[Workflow, Run]] = (),
         passed: Passed = Passed(),  # noqa: B008 - a frozen value
+        taken: Sequence[str] = (),
     ) -> FileTransaction:
         """Files, status, history, effects and the next trigger, through one commit point. In a thread."""
         outcome = decision.choice.outcome
@@ -225,6 +231,12 @@ class Executor(Failing):
             statements += request(
                 self._workspace, files, after, after.open[-1], decision.wait.ask, after.updated_at
             )
+        if decision.wait is not None and decision.wait.agent is not None:
+            visit_after = after.open[-1]
+            statements += launches.request(
+                self._workspace, files, after, visit_after, decision.wait, after.updated_at
+            )
+        statements += [rows.mark_taken(agent_id) for agent_id in taken]
         for _, child in started:
             add_start(self._workspace, files, child)
         return self.commits.with_status(run, after, files, statements)
@@ -293,7 +305,7 @@ class Executor(Failing):
             if ended.statements:
                 self.on_message()
             return None
-        choice = step.resolve_wait(Wait.from_json(visit.wait or ""), ended.outcome)
+        choice = step.resolve_wait(Wait.from_json(visit.wait or ""), ended.outcome, ended.why)
         received = machine.received(run, number, ended.payload)
         after = machine.stepped(received, number, choice, workflow.graph, now, transition=False)
         commit = await self.commits.status(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random as randoms
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -30,8 +30,9 @@ from .opened import OpenEngine, Settings
 from .pending import Pending
 from .queues import Queue
 from .records import QUEUE_MAX
-from .recovering import Recovering, clean_approvals, report_unclean_ends
+from .recovering import Recovering, clean_approvals, drop_scratch, report_unclean_ends
 from .schema import SCHEMA
+from .supervising import AT_ONCE, Supervisor
 
 T = TypeVar("T")
 
@@ -53,6 +54,7 @@ class Lifecycle:
         lease_s: float = LEASE_S,
         threads_max: int = 32,
         records_max: int = QUEUE_MAX,
+        agents: int | Mapping[str, int] = AT_ONCE,
         effects_grace_s: float = EFFECTS_GRACE_S,
         on_transition: Callable[[TransitionResult], None] = lambda _result: None,
         policy: Policy = DEFAULT_POLICY,
@@ -77,6 +79,7 @@ class Lifecycle:
             self._settings.add(checked_workflow(workflow))
         self._resume = resume
         self._serving = Serving.of(queues, checks.count(what, self._root, "runs_max", runs_max, most=10_000))
+        self._agents = _checked_agents(self._root, agents)
         self._effects_grace_s = checks.seconds(what, self._root, "effects_grace_s", effects_grace_s)
         self._storage: dict[str, Any] = {
             "policy": policy,
@@ -88,6 +91,7 @@ class Lifecycle:
         }
         self._opened: OpenEngine | None = None
         self._dispatcher: Dispatcher | None = None
+        self._supervisor: Supervisor | None = None
         self._stack = contextlib.AsyncExitStack()
         self._blocking = contextlib.ExitStack()
         self._portal: Any = None
@@ -105,9 +109,13 @@ class Lifecycle:
             await to_thread.run_sync(_declare_views, workspace, list(self._settings.workflows.values()))
             await clean_approvals(self._opened)
             await to_thread.run_sync(report_unclean_ends, self._opened)
+            await to_thread.run_sync(drop_scratch, self._opened)
             tasks.start_soon(self._opened.outbox.serve)
             tasks.start_soon(self._opened.beat)
             tasks.start_soon(self._opened.records.serve)
+            self._supervisor = Supervisor(self._opened, tasks, self._agents, everything=self._resume)
+            self._opened.on_agent = self._supervisor.notify
+            tasks.start_soon(self._supervisor.serve)
             if self._resume:
                 self._dispatcher = Dispatcher(self._opened, tasks, self._serving)
                 self._opened.on_due = self._dispatcher.notify
@@ -173,6 +181,11 @@ class Lifecycle:
             )
         return self._opened
 
+    @property
+    def _the_supervisor(self) -> Supervisor:
+        assert self._supervisor is not None
+        return self._supervisor
+
     def _pending(self, name: str, operation: Callable[[], Awaitable[T]], **texts: str | None) -> Pending[T]:
         """An operation; of `texts`, those that are given must be one line each."""
         for what, value in texts.items():
@@ -192,6 +205,16 @@ class Lifecycle:
                     self._opened.executor.closing = True
                 future.cancel()
             raise
+
+
+def _checked_agents(root: str, agents: object) -> int | Mapping[str, int]:
+    """How many agents of each kind may run at once: one number for all, or one by kind."""
+    if isinstance(agents, Mapping):
+        return {
+            str(kind): checks.count("open the engine", root, f"agents[{kind!r}]", limit, most=10_000)
+            for kind, limit in agents.items()
+        }
+    return checks.count("open the engine", root, "agents", agents, most=10_000)
 
 
 async def _shielded(work: Callable[[], None]) -> None:

@@ -225,8 +225,9 @@ def retried(run: Run, at: float, *, number: int | None = None) -> Run:
 def _again(visit: Visit, at: float) -> Visit:
     if visit.state is VisitState.ERROR and visit.wait:  # it waits once more, as long as before
         wait = Wait.from_json(visit.wait)
-        wait = replace(wait, until=wait.due_at(at), again=wait.ask is not None)
-        due_at = wait.until if wait.ask is None else 0.0  # at once: people are to be asked once more
+        anew = wait.kind in ("approval", "agent")  # people are asked, and agents launched, once more: at once
+        wait = replace(wait, until=wait.due_at(at), again=anew)
+        due_at = 0.0 if anew else wait.until
         return replace(
             visit, state=VisitState.PARKED, failures=0, interruptions=0, due_at=due_at, wait=wait.to_json(),
             deadline_at=None,

@@ -93,6 +93,7 @@ class OpenEngine:
             know=settings.add,
         )
         self.on_due: Callable[[], None] = lambda: None
+        self.on_agent: Callable[[], None] = lambda: None
         self.executor.on_message = self.outbox.notify
         self.hold = Hold(workspace, settings.clock, self.leases, self.executor.commits)
         self.subscribers: dict[str, list[tuple[Any, float]]] = {}  # of configurations, by name
@@ -313,6 +314,10 @@ class OpenEngine:
             await self.hold.give_back(run_id)
         return moving.is_blocked
 
+    def note_work(self) -> None:
+        """Something is being done here: the next beat tells the other workers."""
+        self._worked = True
+
     async def beat(self) -> None:
         """Until cancelled: shows the other workers that this one is not frozen, as long as it has runs."""
         while True:
@@ -345,6 +350,7 @@ class OpenEngine:
             self.outbox.notify()
         if result.ok:
             self.on_due()
+            self.on_agent()
 
     def blocked(self, run: Run, error: WorkspaceBlocked | WorkspaceBusy) -> TransitionResult:
         """What could not be tried."""

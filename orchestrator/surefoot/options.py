@@ -118,3 +118,16 @@ def guards_of(subject: str, given: list[Any]) -> tuple[Guard, ...]:
     from .guardchecks import checked_guards
 
     return checked_guards(subject, given)
+
+
+def checked_result(subject: str, model: object) -> type[BaseModel] | None:
+    """A pydantic model, or none.
+
+    Raises:
+        DeclarationError: it is something else.
+    """
+    if model is None or (isinstance(model, type) and issubclass(model, BaseModel)):
+        return model
+    raise DeclarationError(
+        "declare step", subject, expected="result: a pydantic model", found=checks.shown(model)
+    )

@@ -91,7 +91,7 @@ class Previews:
         changes = changes_of(files, self._workspace.plan(files))
         facts = {
             "run": run.id, "revision": run.revision, "step": step.name, "visit": visit.number,
-            "decision": decision.as_facts(), "effects": effects, "notes": passed.as_json,
+            "decision": decision.as_facts(), "effects": effects, "notes": passed.as_json, "taken": tx.taken,
         }  # fmt: skip
         digest, not_kept = (
             "",
@@ -140,7 +140,14 @@ class Previews:
                 passed = pass_guards(self._workspace, run, step, files, now)  # a time, a rate: as of now
                 files.statements.append(rows.start_attempt(run, visit, now))
                 return self._executor.prepare_commit(
-                    run, after, visit, step, files, decision, passed=replace(passed, notes=_notes(sealed))
+                    run,
+                    after,
+                    visit,
+                    step,
+                    files,
+                    decision,
+                    passed=replace(passed, notes=_notes(sealed)),
+                    taken=sealed.facts.get("taken", ()),
                 )
             except BaseException:
                 files.fence()

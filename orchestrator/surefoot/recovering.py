@@ -8,11 +8,13 @@ from anyio import to_thread
 
 from surefoot_storage import WorkspaceBlocked
 
-from . import machine, rows
+from . import machine, probing, rows
+from .launching import RUN
 from .live import Live
 from .log import logger
 from .model import Failure, Run
 from .opened import OpenEngine
+from .scratch import PREFIX
 
 APPROVALS_KEPT_S = 90 * 86_400.0
 """How long the records of what has ended are kept."""
@@ -82,6 +84,15 @@ async def clean_approvals(engine: OpenEngine, kept_s: float = APPROVALS_KEPT_S) 
     changes = [*rows.expire_approvals(now), *rows.forget_approvals(now - kept_s)]
     if await to_thread.run_sync(rows.has_old_approvals, engine.workspace, now, now - kept_s):
         await to_thread.run_sync(lambda: engine.workspace.write_rows(changes))
+
+
+def drop_scratch(engine: OpenEngine) -> None:
+    """In a thread, at open: copies of commands whose step died with its process; the step is done again."""
+    workspace = engine.workspace
+    for name in workspace.copies.names():
+        if name.startswith(PREFIX) and not workspace.is_alive(name.removeprefix(PREFIX).partition("-")[0]):
+            probing.kill_tagged(f"{workspace.uuid}:{name}:{RUN}")
+            workspace.copies.remove(name, discard=True)
 
 
 def report_unclean_ends(engine: OpenEngine) -> None:

@@ -297,5 +297,44 @@ SCHEMA = Schema(
                 WHERE run_id = NEW.run_id AND visit = NEW.number AND state = 'open';
         END;
         """,
+        # 7: agents, one row for each attempt; what they have done lies in `copies/`
+        """
+        CREATE TABLE agent (
+            id TEXT PRIMARY KEY,
+            run_id TEXT NOT NULL,         -- '': of nobody's run
+            visit INTEGER NOT NULL,       -- the one that waits for it
+            step TEXT NOT NULL,
+            attempt INTEGER NOT NULL,
+            kind TEXT NOT NULL,
+            directory TEXT NOT NULL,      -- that is copied
+            spec TEXT NOT NULL,           -- JSON: the command, its limits, the rules of its copy
+            reads_digest TEXT NOT NULL,   -- of the files that it is declared to read
+            state TEXT NOT NULL,          -- wanted, running, sealing, verifying, over
+            next_at REAL NOT NULL,
+            owner TEXT NOT NULL DEFAULT '',
+            epoch INTEGER NOT NULL DEFAULT 0,
+            errors INTEGER NOT NULL DEFAULT 0,  -- probes that failed, one after the other
+            stop TEXT NOT NULL DEFAULT '',      -- why it shall end
+            outcome TEXT NOT NULL DEFAULT '',
+            why TEXT NOT NULL DEFAULT '',
+            result TEXT,                  -- JSON
+            evidence TEXT NOT NULL DEFAULT '{}',
+            digest TEXT NOT NULL DEFAULT '',    -- of its sealed changes
+            taken TEXT NOT NULL DEFAULT '',     -- the transaction that has committed them, or 'discarded'
+            created_at REAL NOT NULL,
+            started_at REAL,
+            ended_at REAL
+        ) WITHOUT ROWID;
+        CREATE INDEX agent_visit ON agent (run_id, visit, attempt);
+        CREATE INDEX agent_open ON agent (kind, next_at) WHERE state <> 'over';
+        CREATE INDEX agent_created ON agent (created_at);
+        -- Its run has gone another way: whoever watches the agent stops it.
+        CREATE TRIGGER agent_left AFTER UPDATE OF closed, state ON visit
+            WHEN NEW.closed IS NOT NULL OR NEW.state = 'error'
+        BEGIN
+            UPDATE agent SET stop = 'its run has gone another way'
+                WHERE run_id = NEW.run_id AND visit = NEW.number AND state <> 'over' AND stop = '';
+        END;
+        """,
     ),
 )

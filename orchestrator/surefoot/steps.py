@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
+from pydantic import BaseModel
+
 from . import checks
-from .errors import DeclarationError, StepReturnRefused
+from .errors import AgentFailed, DeclarationError, StepReturnRefused
 from .graph import VISITS_MAX, Node
 from .machine import Choice
 from .names import checked_name
@@ -87,6 +89,7 @@ class Step(Generic[P, R]):
     deadline_s: float | None = None
     visits_max: int = VISITS_MAX
     guards: tuple[Guard, ...] = ()  # the workflow's included
+    result: type[BaseModel] | None = None  # what the result file of its agent must be
     effects: list[Effect] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
 
@@ -213,16 +216,22 @@ class Step(Generic[P, R]):
             )
         return Choice(returned, self.outcomes[returned])
 
-    def resolve_wait(self, wait: Wait, outcome: str) -> Choice:
+    def resolve_wait(self, wait: Wait, outcome: str, why: str = "") -> Choice:
         """Where the outcome of a wait leads.
 
         Raises:
             StepReturnRefused: the step does not say, and it is not what the wait was for.
+            AgentFailed: the same of an agent, with `why`.
         """
         if outcome in self.outcomes:
             return Choice(outcome, self.outcomes[outcome])
         if not self.outcomes and outcome == GOOD[wait.kind]:
             return Choice(outcome, self.workflow.graph.followers[self.name])
+        if wait.kind == "agent":
+            raise AgentFailed(
+                "run", why, expected="it to succeed, or outcomes= to say what follows", found=outcome,
+                hint="surefoot agent show says more; surefoot advance launches it again",
+            )  # fmt: skip
         raise StepReturnRefused(
             "follow", self.name,
             expected=f"its wait for {wait} to end as {GOOD[wait.kind]!r}, or outcomes= to say what follows",

@@ -11,6 +11,8 @@ from typing import Any, overload
 from surefoot_storage import FileTransaction, InputError, TransactionClosed, Workspace
 
 from . import checks, templates
+from .agentspec import Work
+from .agentwork import AgentWork
 from .approvals import EXPIRES_S, Ask
 from .declare import Workflow
 from .errors import ApprovalRefused, StepReturnRefused
@@ -22,7 +24,7 @@ from .waits import M, Signal, Wait, approval, message, runs, sleep
 STARTS_MAX = 1_000
 
 
-class Transaction(Files):
+class Transaction(AgentWork):
     """One attempt at one step. Paths are relative to the run's directory; `workspace` starts at the root.
 
     Usable until the step returns, times out or is cancelled; after that every use raises
@@ -39,6 +41,8 @@ class Transaction(Files):
         templates_dir: str,
         is_async: bool,
         now: float,
+        find_works: Callable[[str, str | None], list[Work]] = lambda _run, _step: [],
+        name_of: Callable[[str], str] = str,
     ) -> None:
         super().__init__(workspace, files, run.directory, is_async=is_async, status_path=run.status_path)
         self.workspace = Files(workspace, files, "", is_async=is_async, status_path=run.status_path)
@@ -56,6 +60,9 @@ class Transaction(Files):
         self.now = now
         """When the attempt began, in seconds since 1970: use it instead of asking the clock."""
         self.started: list[tuple[Workflow, Run]] = []
+        self.taken = []
+        self._find_works = find_works
+        self._name_of = name_of
         self._visit = visit
         self._wait: Wait | None = None
         self._templates_dir = templates_dir
@@ -111,6 +118,7 @@ class Transaction(Files):
         remind_s: float | None = None,
         escalate_s: float | None = None,
         escalate_to: Sequence[str] = (),
+        work: Work | None = None,
     ) -> Wait:
         """`return tx.ask("Publish?", of=["brief.md"])`: until enough people approve, or one rejects.
 
@@ -127,6 +135,7 @@ class Transaction(Files):
             remind_s: those who have not answered are told again this often.
             escalate_s: when `escalate_to` is asked as well.
             escalate_to: who.
+            work: an agent's sealed changes that are approved as well, byte for byte: see `work`.
 
         Raises:
             InputError: it cannot be asked like this.
@@ -141,7 +150,15 @@ class Transaction(Files):
         for pattern in of:
             self._path(pattern, "ask about")
         ask = Ask(
-            title, tuple(of), tuple(approvers), quorum, expires_s, remind_s, escalate_s, tuple(escalate_to)
+            title,
+            tuple(of),
+            tuple(approvers),
+            quorum,
+            expires_s,
+            remind_s,
+            escalate_s,
+            tuple(escalate_to),
+            changes=work.digest if work is not None else "",
         )
         return self._waiting(approval(ask.check(f"{self.run_id}/{self.step}")))
 
@@ -158,6 +175,11 @@ class Transaction(Files):
             raise ApprovalRefused("follow", subject, expected="an approval before this step", found="none")
         for pattern in facts["of"]:
             self._readable(pattern)
+        if facts.get("changes") and self.work().digest != facts["changes"]:
+            raise ApprovalRefused(
+                "follow", subject, expected=f"the changes that {facts['approval']} has approved",
+                found=f"those of {self.work().id}: an agent has run since", hint="surefoot agent list",
+            )  # fmt: skip
         digest = contents(self._files, self._prefix.removesuffix("/"), facts["of"], self._status_path)
         if digest != facts["digest"]:
             raise ApprovalRefused(

@@ -167,6 +167,8 @@ def _parked(source: rows.Source, run: Run, front: Visit) -> Answer:
         return Answer(run.id, "runs", sentence, names, f"surefoot why {left[0]['id']}" if left else "")
     if wait.kind == "approval":
         return _asking(source, run, front, until)
+    if wait.kind == "agent":
+        return _agent(source, run, front)
     sent = _refused(rows.messages_of(source, run.id), wait.name)
     return Answer(
         run.id, "signal", f"{front.step} waits for signal {wait.name!r}{until}", sent,
@@ -189,6 +191,30 @@ def _asking(source: rows.Source, run: Run, front: Visit, until: str) -> Answer:
     )
     sentence = f"{front.step} asks {left}: {approval.ask.title}{until}"
     return Answer(run.id, "approval", sentence, answered, f"surefoot approvals show {approval.id}")
+
+
+def _agent(source: rows.Source, run: Run, front: Visit) -> Answer:
+    found = rows.agents(source, run_id=run.id, visit=front.number, limit=1)
+    if not found:
+        return Answer(run.id, "agent", f"{front.step} waits for an agent that is about to be wanted")
+    row = found[0]
+    stopped = rows.paused_queues(source).get(rows.STOPPED)
+    if row.state == "wanted" and stopped is not None:
+        return Answer(
+            run.id, "agents-stopped", f"{front.step} waits for an agent, and none is launched",
+            (stopped,), "surefoot agent start-again",
+        )  # fmt: skip
+    evidence = [f"command: {' '.join(row.spec.argv)[:80]}"]
+    if row.errors:
+        evidence.append(f"{row.errors} looks at it have failed: {row.evidence.get('probe_error')}")
+    if row.state == "wanted":
+        sentence = f"{front.step} waits for agent {row.id}, which nobody has launched yet"
+        return Answer(
+            run.id, "agent", sentence, tuple(evidence), "surefoot supervise; or others of its kind run"
+        )
+    since = _moment(row.started_at)
+    sentence = f"{front.step} waits for agent {row.id}: {row.state}" + f" since {since}" * bool(since)
+    return Answer(run.id, "agent", sentence, tuple(evidence), f"surefoot agent logs {row.id}")
 
 
 def _refused(messages: Sequence[Mapping[str, Any]], name: str) -> tuple[str, ...]:

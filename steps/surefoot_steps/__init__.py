@@ -3,6 +3,7 @@
 In Python: `Write(path="a.txt", text="…").declare(flow, "write")`; in a pipeline file: `use = "write"`.
 """
 
+from .agents import RunAgent, RunCommand, TakeWork
 from .command import CommandResult, run_command
 from .files import Copy, Delete, Edit, Move, Render, Write
 from .flowing import Approve, Command, Function, SubWorkflow, Wait
@@ -21,7 +22,10 @@ __all__ = [
     "Move",
     "ReadyStep",
     "Render",
+    "RunAgent",
+    "RunCommand",
     "SubWorkflow",
+    "TakeWork",
     "Values",
     "Wait",
     "Write",

@@ -69,6 +69,8 @@ class Approve(ReadyStep):
     remind_s: float | None = Field(default=None, ge=1)
     escalate_s: float | None = Field(default=None, ge=1)
     escalate_to: list[str] = Field(default_factory=list)
+    work: bool = False
+    """Of the latest agent's changes, byte for byte."""
 
     def declare(self, workflow: Workflow, name: str, **options: Any) -> Step[..., Any]:
         """As any step; what nobody could ever answer is refused here.
@@ -80,7 +82,7 @@ class Approve(ReadyStep):
         for pattern in self.of:
             workflow.checked_pattern("of", pattern, item=options.get("each") is not None)
         try:
-            Ask.from_dict(dict(self)).check(subject)
+            Ask.from_dict(self.model_dump(exclude={"work"})).check(subject)
         except InputError as error:
             raise DeclarationError(
                 "declare step", subject, expected=error.expected, found=error.found, hint=error.hint
@@ -92,7 +94,7 @@ class Approve(ReadyStep):
         return tx.ask(
             self.title, of=[values.fill(pattern) for pattern in self.of], approvers=self.approvers,
             quorum=self.quorum, expires_s=self.expires_s, remind_s=self.remind_s, escalate_s=self.escalate_s,
-            escalate_to=self.escalate_to,
+            escalate_to=self.escalate_to, work=tx.work() if self.work else None,
         )  # fmt: skip
 
 

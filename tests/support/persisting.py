@@ -96,6 +96,18 @@ def main(root: str) -> None:
         did("records.replay", lambda: records.replay(name).wait())
         did("flush", lambda: engine.flush().wait())
         did("sync_checkpoint", lambda: engine.sync_checkpoint().wait())
+        agents = engine.agents
+        held = did("agents.launch", lambda: agents.launch(["sleep", "60"], poll_s=0.05).wait())
+        did("agents.stop_all", lambda: agents.stop_all("an incident").wait())
+        agents.wait(held.id).wait()
+        did("agents.start_again", lambda: agents.start_again().wait())
+        made = agents.launch(["sh", "-c", "echo made > made.txt"], poll_s=0.05, skip=["runs"]).wait()
+        agents.wait(made.id).wait()
+        did("agents.commit", lambda: agents.commit(made.id).wait())
+        other = agents.launch(["sleep", "60"], poll_s=0.05).wait()
+        did("agents.stop", lambda: agents.stop(other.id, "enough").wait())
+        agents.wait(other.id).wait()
+        did("agents.discard", lambda: agents.discard(other.id).wait())
         os._exit(9)
 
 

@@ -9,12 +9,13 @@ from typing import Any, assert_type
 
 from pydantic import BaseModel
 
-from surefoot import Approval as Request
 from surefoot import (
+    Agent,
     Cached,
     Committed,
     Done,
     Engine,
+    Limits,
     Next,
     Preview,
     Queue,
@@ -29,9 +30,11 @@ from surefoot import (
     TransitionResult,
     Undone,
     Wait,
+    Work,
     Workflow,
     guards,
 )
+from surefoot import Approval as Request
 from surefoot.testing import FakeClock, Snapshot
 from surefoot_steps import Http, Write
 
@@ -113,6 +116,9 @@ async def in_async_code() -> None:
         assert_type(await engine.cache("rates", lambda key: key).get("eur"), Cached)
         assert_type(await engine.records.submit("event", 1, on_full="refuse"), Record)
         assert_type((await engine.status("r")).revision, int)
+        assert_type(await engine.agents.wait("r/2"), Work)
+        await engine.agents.launch(Agent(argv=("make",), limits=Limits(wall_s=60)), directory="src")
+        assert_type((await engine.agents.logs("r/2", 100)).text, str)
 
 
 def in_sync_code() -> None:
@@ -125,6 +131,14 @@ def in_sync_code() -> None:
     assert_type(Snapshot.of(".").changes(Snapshot({})), dict[str, tuple[str | None, str | None]])
 
 
+def with_agents(tx: Transaction) -> Wait:
+    assert_type(tx.run(["make"], directory="docs").log, str)
+    assert_type(tx.take(tx.work("draft"), paths=["*.md"], theirs=["*.json"]), list[str])
+    assert_type(tx.works(), list[Work])
+    tx.ask("Commit this?", work=tx.work())
+    return tx.agent(driver="claude", retry={"attempts": 3}, verify=[["make", "check"]])
+
+
 def what_must_be_an_error(tx: Transaction, brief: Brief, engine: Engine) -> None:
     outline(brief, tx)  # type: ignore[arg-type]
     engine.bulk("explode")  # type: ignore[arg-type]
@@ -132,4 +146,6 @@ def what_must_be_an_error(tx: Transaction, brief: Brief, engine: Engine) -> None
     flow.signal("x", int)  # type: ignore[type-var]
     guards.Count()  # type: ignore[call-arg]
     engine.records.submit("event", 1, on_full="drop")  # type: ignore[arg-type]
+    tx.take("r/2")  # type: ignore[arg-type]
+    engine.agents.logs("r/2", "begin")  # type: ignore[arg-type]
     engine.configuration("limits", int)  # type: ignore[type-var]

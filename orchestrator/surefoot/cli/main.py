@@ -301,17 +301,20 @@ def _progress(*, as_json: bool) -> Iterator[Callable[[TransitionResult], None]]:
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command and exits with its code."""
     from . import (
+        agents,
         approvals,
         configs,
+        copies,
         dumps,
         history,
         inspecting,
         oncall,
         running,
         upkeep,
+        working,
     )  # they register their commands
 
-    del approvals, configs, dumps, history, inspecting, oncall, running, upkeep
+    del agents, approvals, configs, copies, dumps, history, inspecting, oncall, running, upkeep, working
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
     try:

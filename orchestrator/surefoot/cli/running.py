@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections.abc import Callable
 from typing import Any
 
-import anyio
 import click
 
 from surefoot import rows
@@ -19,7 +17,6 @@ from surefoot.loader import load_workflow
 from surefoot.model import Run
 from surefoot.pending import Pending
 from surefoot.pipeline import json_schema
-from surefoot.queues import Queue
 from surefoot.schema import SCHEMA
 from surefoot.why import why as why_of
 from surefoot_storage import ReadOnlyWorkspace
@@ -209,49 +206,6 @@ def schema(*, workspace: str, as_json: bool) -> int:
 
 
 # --- workers, queues, schedules ---
-
-
-@cli.command()
-@click.argument("references", metavar="FILE.py:WORKFLOW", nargs=-1, required=True)
-@click.option(
-    "--queue",
-    "queues",
-    multiple=True,
-    metavar="NAME",
-    help="Serve only this queue; may be given more than once.",
-)
-@click.option("--at-once", default=16, show_default=True, help="Runs moved on at the same time.")
-@shared_options
-def work(
-    references: tuple[str, ...], *, queues: tuple[str, ...], at_once: int, workspace: str, as_json: bool
-) -> int:
-    """Be a worker: move on queued runs, those whose wait is over, and those whose worker died.
-
-    SIGTERM and Ctrl-C let it finish what it has begun; a second one ends it at once.
-    """
-    del as_json
-    workflows = [load_workflow(reference) for reference in references]
-    serving = [Queue(name) for name in queues] if queues else None
-
-    async def serve() -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async with Engine(workspace, workflows, queues=serving, runs_max=at_once) as engine:
-                click.echo(f"working in {workspace} on {', '.join(w.name for w in workflows)}", err=True)
-                async for _ in signals:
-                    break
-                click.echo("finishing what has begun; once more ends at once", err=True)
-                async with anyio.create_task_group() as tasks:
-
-                    async def at_second_signal() -> None:
-                        async for _ in signals:
-                            tasks.cancel_scope.cancel()
-
-                    tasks.start_soon(at_second_signal)
-                    await engine.control.drain()
-                    tasks.cancel_scope.cancel()
-
-    anyio.run(serve)
-    return 0
 
 
 def _switch(

@@ -151,8 +151,14 @@ def at_limit(source: Source, queues: Sequence[Queue], now: float, gone: Sequence
 
 
 def owners(source: Source) -> list[str]:
-    """Workers that have runs."""
-    return [row[0] for row in source.query("SELECT DISTINCT owner FROM run WHERE owner <> ''")]
+    """Workers that have runs, or watch agents."""
+    return [
+        row[0]
+        for row in source.query(
+            "SELECT owner FROM run WHERE owner <> '' UNION"
+            " SELECT owner FROM agent WHERE state <> 'over' AND owner <> ''"
+        )
+    ]
 
 
 def beat(worker: str) -> Statement:

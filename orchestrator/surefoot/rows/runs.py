@@ -176,6 +176,12 @@ def wake(run_id: str) -> list[Statement]:
             values,
         ),
         Statement(
+            "UPDATE visit SET due_at = 0 WHERE run_id = :run_id AND closed IS NULL AND state = 'parked'"
+            " AND wait ->> '$.kind' = 'agent' AND (SELECT state FROM agent AS a WHERE a.run_id = :run_id"
+            " AND a.visit = visit.number ORDER BY attempt DESC LIMIT 1) = 'over'",
+            values,
+        ),
+        Statement(
             "UPDATE run SET due_at = 0 WHERE id = :run_id AND state IN ('running', 'waiting') AND EXISTS"
             " (SELECT 1 FROM visit WHERE run_id = :run_id AND closed IS NULL AND state = 'parked'"
             " AND due_at = 0)",
