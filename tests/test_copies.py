@@ -383,7 +383,7 @@ def test_five_hundred_changed_files_are_one_transaction(root):
 # --- what is never deleted ---
 
 ACTIONS = st.lists(
-    st.sampled_from(["edit", "seal", "take", "discard", "drop", "remove", "clean", "sweep", "doctor", "reopen"]),
+    st.sampled_from(["edit", "seal", "take", "discard", "remove", "clean", "sweep", "doctor", "reopen"]),
     min_size=1, max_size=12,
 )  # fmt: skip
 
@@ -424,14 +424,12 @@ def _do(engine, copies, agent_id, action):
     """True where the work was given up."""
     name = copy_name(agent_id)
     if action == "seal":
-        copies.seal(name, nothing, afresh=True)
+        copies.seal(name, nothing)
     elif action == "take":
         engine.agents.commit(agent_id, ours=["**"]).wait()
     elif action == "discard":
         engine.agents.discard(agent_id).wait()
         return True
-    elif action == "drop":
-        copies.drop_work(name)
     elif action == "remove" and name in copies.names():
         sealed = copies.sealed(name)
         if sealed is None or not sealed.changes:  # what is sealed and undecided: only `clean` looks at that
@@ -478,6 +476,22 @@ def test_a_secret_that_is_forgotten_is_in_no_copy_either(root):
         engine.upkeep.forget("keys.txt")
     kept = [p for p in root.rglob("*") if p.is_file() and b"very-secret-4711" in p.read_bytes()]
     assert [p.name for p in kept] == ["copied.txt"]  # another path, in a copy that nobody has decided about
+
+
+def test_what_cannot_be_sealed_and_commits_of_its_own_keep_a_copy_that_is_otherwise_committed(root):
+    odd = "printf odd > \"$(printf '\\377')\""
+    git = "git init -q && git add ok.txt && git -c user.name=a -c user.email=a@b commit -qm 1"
+    with Engine(root, resume=False) as engine:
+        for script in (odd, git):
+            command = ["sh", "-ec", f"echo ok > ok.txt; {script}"]
+            row = engine.agents.launch(command, git="copy", skip=["*"], **QUICK).wait()
+            assert engine.agents.wait(row.id).wait().outcome == "succeeded"
+            engine.agents.commit(row.id, paths=["ok.txt"]).wait()
+            assert engine.agents.clean(kept_s=0).wait() == []
+            assert [one["agent"] for one in engine.agents.doctor().wait()] == [row.id]
+            engine.agents.discard(row.id).wait()
+            assert engine._the_open.workspace.copies.names() == []
+            (root / "ok.txt").unlink()
 
 
 def test_what_nobody_has_decided_about_is_kept_however_old(root):

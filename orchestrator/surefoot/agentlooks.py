@@ -106,9 +106,10 @@ def findings(place: Place) -> list[dict[str, str]]:
                 {"agent": "", "problem": f"working copy {name!r} belongs to no agent",
                  "hint": f"look at {copies.path(name)}, then remove it"}
             )  # fmt: skip
-        elif row.state == "over" and row.taken != "discarded" and (strays := copies.strays(name)):
-            problem = f"its copy has {len(strays)} changes that are not sealed, as {strays[0]!r}"
-            result.append(_finding(row, problem, f"surefoot workspace diff {row.id}"))
+        elif row.state == "over" and row.taken != "discarded" and (unsealed := copies.unsealed(name)):
+            problem = f"its copy has {len(unsealed)} changes that are not sealed, as {unsealed[0]!r}"
+            hint = f"look at {copies.path(name)}; surefoot workspace discard {row.id} gives them up"
+            result.append(_finding(row, problem, hint if row.digest else f"surefoot workspace diff {row.id}"))
     for pid, nonce in probing.all_tagged(place.uuid):
         owner = known.get(nonce.split(":")[1] if nonce.count(":") > 1 else "")
         if owner is None or owner.state == "over":

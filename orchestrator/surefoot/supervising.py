@@ -50,11 +50,6 @@ class Supervisor:
         for event in self._tended.values():
             event.set()
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether it watches anything."""
-        return bool(self._tended)
-
     async def serve(self) -> None:
         """Until cancelled. What runs goes on running: its shim does not need anybody."""
         while True:

@@ -1,7 +1,7 @@
 """Working copies of directories: made, looked at, sealed, removed.
 
 Nothing in one is ever taken for the workspace's own files: a change set reaches them through a transaction,
-like everything else. `remove` and `drop_work` refuse to delete what was neither sealed nor given up.
+like everything else. `remove` refuses to delete what was neither sealed nor given up.
 """
 
 from __future__ import annotations
@@ -142,17 +142,6 @@ class Copies(CopySealing):
                     self.cut(name, path.removeprefix(f"{directory}/" if directory else ""))
 
     # --- its end ---
-
-    def drop_work(self, name: str, *, discard: bool = False) -> None:
-        """Removes the copy itself; what was sealed of it stays.
-
-        Raises:
-            CopyRefused: something in it was neither sealed nor is it to be discarded.
-        """
-        with self._copy(name) as copy:
-            if not discard:
-                self._refuse_unsealed(copy, name)
-            self._fs.remove_tree(copy, WORK)
 
     def remove(self, name: str, *, discard: bool = False) -> None:
         """Removes all of it, what was sealed as well: for what is committed, unchanged or given up.

@@ -14,6 +14,7 @@ from .layout import read_note, write_note
 
 ROUNDS_MAX = 5
 EACH_MAX = 64  # contents that are flushed one by one
+_COMMITS = (".git/objects/", ".git/refs/")
 CHUNK = 1 << 20
 
 
@@ -22,19 +23,18 @@ class CopySealing(CopyFolders):
 
     # --- what has become of it ---
 
-    def seal(self, name: str, ignore: Leave, *, afresh: bool = False) -> ChangeSet:
+    def seal(self, name: str, ignore: Leave) -> ChangeSet:
         """Keeps what has changed in the copy, for good; nobody may be working in it. Twice is fine.
 
         Args:
             name: of the copy.
             ignore: says of a path whether its changes are left out.
-            afresh: seals what is there now, in place of what was sealed.
 
         Raises:
             CopyRefused: it was never ready, it keeps changing, or the disk does not take it.
         """
         with self._copy(name) as copy:
-            if not afresh and (sealed := self._read(copy)) is not None:
+            if (sealed := self._read(copy)) is not None:
                 return sealed
             try:
                 return self._seal(name, copy, ignore)
@@ -196,13 +196,32 @@ class CopySealing(CopyFolders):
         with self._copy(name) as copy:
             return self._strays(copy)
 
+    def unsealed(self, name: str) -> list[str]:
+        """Paths of the copy that nobody has kept, for whatever reason.
+
+        Raises:
+            CopyRefused: there is no such copy.
+        """
+        with self._copy(name) as copy:
+            return self._unsealed(copy)
+
+    def _unsealed(self, copy: int) -> list[str]:
+        """What was changed after the sealing, what cannot be sealed, and commits made in its `.git`."""
+        kept = read_note(self._fs, copy, CHANGES)
+        if kept is None or self._fs.lstat(copy, WORK) is None:
+            return self._strays(copy)
+        then = kept["work"]
+        blocked = [path for path, _ in kept["blocked"] if then.get(path) and then[path][0] == "file"]
+        commits = [path for path, _ in kept["left_out"] if path.startswith(_COMMITS) and then.get(path)]
+        return sorted({*self._strays(copy), *blocked, *commits})
+
     def _refuse_unsealed(self, copy: int, name: str) -> None:
-        strays = self._strays(copy)
-        if strays:
+        unsealed = self._unsealed(copy)
+        if unsealed:
             raise CopyRefused(
                 "remove", name, expected="a working copy of which everything is sealed",
-                found=f"{len(strays)} paths that are not, as {strays[0]!r}",
-                hint="surefoot workspace diff seals them; surefoot workspace discard gives them up",
+                found=f"{len(unsealed)} paths that are not, as {unsealed[0]!r}",
+                hint=f"it lies in {self.path(name)}; surefoot workspace discard gives it up",
             )  # fmt: skip
 
     def _strays(self, copy: int) -> list[str]:

@@ -144,11 +144,6 @@ def mark_discarded(agent_id: str) -> Statement:
     )
 
 
-def forget_agent(agent_id: str) -> Statement:
-    """An attempt that is long over leaves no row."""
-    return Statement("DELETE FROM agent WHERE id = :id AND state = 'over'", {"id": agent_id})
-
-
 # --- questions ---
 
 
@@ -214,12 +209,3 @@ def agents_at_work(source: Source) -> dict[str, int]:
             "SELECT kind, count(*) FROM agent WHERE state <> 'over' AND state <> 'wanted' GROUP BY kind"
         )
     )
-
-
-def agent_figures(source: Source) -> list[dict[str, Any]]:
-    """How many there are, by kind, state and outcome."""
-    names = ("kind", "state", "outcome", "count")
-    rows = source.query(
-        "SELECT kind, state, outcome, count(*) FROM agent GROUP BY kind, state, outcome ORDER BY 1, 2, 3"
-    )
-    return [dict(zip(names, row, strict=True)) for row in rows]
