@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 from surefoot import ChangesRefused, Conflict, CopyRefused, Engine, RunState
 from surefoot.agentspec import matcher
 from surefoot.tending import copy_name
-from surefoot_storage import ChangeSet, PathChange, Version, Workspace
+from surefoot_storage import ChangeSet, PathChange, Version, Workspace, fsclones
 from surefoot_storage.changes import Entry
+
+A_WHILE_NS = 20_000_000
 
 
 def nothing(_path):
@@ -101,10 +103,48 @@ def test_a_file_that_changes_while_it_is_copied_is_copied_again(root, live):
         (live / "new/file.txt").write_text("new\n")
         shutil.rmtree(live / "deep/er")
 
-    with Workspace(root, fs=Hooked(Once("clone_tree", edit))) as workspace:
+    with Workspace(root, fs=Hooked(Once("clone_names", edit, nth=2))) as workspace:
         workspace.copies.prepare("one", "live", nothing)
         assert tree_of(workspace.copies.path("one")) == tree_of(live)
         assert workspace.copies.seal("one", nothing).changes == ()
+
+
+@pytest.mark.parametrize("when", [None, "cloned", "not yet", "both", "gone", "new"])
+def test_a_directory_at_rest_is_seen_once_and_a_change_meanwhile_makes_it_no_mix(
+    root, live, monkeypatch, when
+):
+    monkeypatch.setattr(fsclones, "_SETTLED_NS", A_WHILE_NS)
+    for number in range(20):
+        (live / f"sibling{number}").write_text("before\n")
+    before, looks = tree_of(live), []
+
+    def hook(name, arguments):
+        if name == "look_through":
+            looks.append(arguments)
+        if name != "clone_names" or arguments[2][1] != "deep/er/":
+            return
+        if when in ("cloned", "both"):
+            for path in [path for path, row in arguments[3].rows.items() if row[0] == "file"]:
+                (live / path).write_text("after\n")
+        if when in ("not yet", "both"):
+            (live / "deep/er/c.bin").write_text("after\n")
+        if when == "gone":
+            (live / "deep/er/c.bin").unlink()
+        if when == "new":
+            (live / "deep/er/new.txt").write_text("after\n")
+
+    rest(live)
+    with Workspace(root, fs=Hooked(hook)) as workspace:
+        workspace.copies.prepare("one", "live", nothing)
+        assert bool(looks) == (when not in (None, "cloned"))
+        assert tree_of(workspace.copies.path("one")) in (before, tree_of(live))
+
+
+def rest(directory):
+    """Until the last change is a while ago."""
+    newest = max(path.lstat().st_ctime_ns for path in [directory, *directory.rglob("*")])
+    while time.time_ns() < newest + 2 * A_WHILE_NS:
+        pass
 
 
 def test_a_directory_that_never_stands_still_is_refused(root, live):

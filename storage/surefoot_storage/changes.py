@@ -32,6 +32,41 @@ class Entry(NamedTuple):
         return other is not None and self._replace(ctime_ns=0) == other._replace(ctime_ns=0)
 
 
+# kind, mode, size, mtime, target, ctime, inode; and of what was copied, ctime and inode of the copy
+Row: TypeAlias = "Sequence[Any]"
+_COPIED = 9
+
+
+@dataclass
+class Base:
+    """What a copy was made of, as it is noted: all but the last two of a row is the same in the copy.
+
+    Attributes:
+        directory: that was copied.
+        rows: by path.
+    """
+
+    directory: str
+    rows: dict[str, Row]
+
+    def seen(self, path: str) -> Entry | None:
+        """How something looked in the directory."""
+        row = self.rows.get(path)
+        if row is None:
+            return None
+        kind, mode, size, mtime_ns, target, ctime_ns, ino = row[:7]
+        return Entry(kind, mode, size, mtime_ns, ctime_ns, ino, target)
+
+    def copied(self) -> dict[str, Entry]:
+        """How everything looked in the copy."""
+        new = tuple.__new__  # a tree has many
+        return {
+            path: new(Entry, (row[0], row[1], row[2], row[3], row[7], row[8], row[4]))
+            for path, row in self.rows.items()
+            if len(row) == _COPIED
+        }
+
+
 @dataclass(frozen=True)
 class Version:
     """A file's or a directory's content and permission bits."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 
-from .changes import Entry, differences
+from .changes import Base, differences
 from .copyfolders import BASE, SEALED, TRASH, WORK, refused
 from .copysealing import ROUNDS_MAX, CopySealing
 from .errors import CopyRefused
-from .fsclones import Leave
+from .fsclones import Cloned, Leave
 from .layout import read_note, write_note
 from .paths import CONTROL_DIR, ancestors_of, leaf_of, parent_of
 
@@ -32,7 +32,7 @@ class Copies(CopySealing):
         """
         with self._copy(name, make=True) as copy:
             if read_note(self._fs, copy, BASE) is not None:
-                return len(self._base(copy)[1])
+                return len(self._base(copy).rows)
             self._fs.remove_tree(copy, WORK)  # one that was never finished: nobody has worked in it
             try:
                 return self._prepare(copy, directory, _without_own(directory, leave))
@@ -42,34 +42,33 @@ class Copies(CopySealing):
     def _prepare(self, copy: int, directory: str, leave: Leave) -> int:
         self._fs.mkdir(copy, WORK, 0o700)
         with self._live(directory) as source, self._fs.opened_dir(copy, WORK) as work:
-            seen, cloned = self._fs.clone_tree(source, work, leave)
-            for _ in range(ROUNDS_MAX):
-                changed, _ = differences(seen, self._fs.look_through(source, leave), lambda _path: False)
-                if not changed:
-                    break
-                for path in _topmost(changed):
-                    self._clone_again(source, work, path, leave, (seen, cloned))
-            else:
-                raise CopyRefused(
-                    "copy", directory, expected="a directory that stands still for a moment",
-                    found=f"{changed[0]}, which keeps changing",
-                )  # fmt: skip
-        entries = {  # all but inode and time of change is the same in the copy
-            path: (*one[:4], one.target, one.ctime_ns, one.ino, *cloned.get(path, one)[4:6])
-            for path, one in seen.items()
-        }
-        note = {"format": FORMAT, "directory": directory, "entries": entries}
+            cloned = self._fs.clone_tree(source, work, leave)
+            if not cloned.settled:
+                self._settle(source, work, directory, leave, cloned)
+        note = {"format": FORMAT, "directory": directory, "entries": cloned.rows}
         write_note(self._fs, copy, BASE, note, durable=True)
-        return len(seen)
+        return len(cloned.rows)
 
-    def _clone_again(
-        self, source: int, work: int, path: str, leave: Leave, looks: tuple[dict[str, Entry], ...]
-    ) -> None:
-        """What has changed while it was copied, with everything below it."""
+    def _settle(self, source: int, work: int, directory: str, leave: Leave, cloned: Cloned) -> None:
+        """Clones what has changed meanwhile again, until a look sees what was cloned."""
+        for _ in range(ROUNDS_MAX):
+            base = Base(directory, cloned.rows)
+            seen = {path: entry for path in base.rows if (entry := base.seen(path)) is not None}
+            changed, _ = differences(seen, self._fs.look_through(source, leave), lambda _path: False)
+            if not changed:
+                return
+            for path in _topmost(changed):
+                self._clone_again(source, work, path, leave, cloned)
+        raise CopyRefused(
+            "copy", directory, expected="a directory that stands still for a moment",
+            found=f"{changed[0]}, which keeps changing",
+        )  # fmt: skip
+
+    def _clone_again(self, source: int, work: int, path: str, leave: Leave, cloned: Cloned) -> None:
+        """What has changed while it was cloned, with everything below it."""
         above, leaf = parent_of(path), leaf_of(path)
-        for look in looks:
-            for known in [p for p in look if p == path or p.startswith(f"{path}/")]:
-                del look[known]
+        for known in [p for p in cloned.rows if p == path or p.startswith(f"{path}/")]:
+            del cloned.rows[known]
         try:
             with self._fs.opened_dir(work, above) as target:
                 self._fs.remove_tree(target, leaf)
@@ -77,8 +76,7 @@ class Copies(CopySealing):
                     again = self._fs.clone_name(parent, target, leaf, leave, f"{above}/" if above else "")
         except (FileNotFoundError, NotADirectoryError):
             return  # its directory is gone by now: the next look says so
-        for look, found in zip(looks, again, strict=True):
-            look.update(found)
+        cloned.rows.update(again.rows)
 
     def put(self, name: str, path: str, data: bytes | None, mode: int | None) -> int:
         """A file (None: a directory) in a copy that nobody works in yet, directories above it included.

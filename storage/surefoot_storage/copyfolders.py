@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from .changes import ChangeSet, Entry
+from .changes import Base, ChangeSet
 from .errors import CopyRefused, os_error_text
 from .fsops import FsOps, is_regular
 from .layout import opened_folder, read_note, write_note
@@ -168,18 +168,13 @@ class CopyFolders:
         finally:
             self._fs.close(fd)
 
-    def _base(self, copy: int) -> tuple[str, dict[str, Entry], dict[str, Entry]]:
+    def _base(self, copy: int) -> Base:
         note = read_note(self._fs, copy, BASE)
         if note is None:
             raise CopyRefused(
                 "look at", "the working copy", expected="one that was ready", found="one without base.json"
             )
-        live, copied = {}, {}
-        for path, (kind, mode, size, mtime_ns, target, *stamps) in note["entries"].items():
-            live[path] = Entry(kind, mode, size, mtime_ns, stamps[0], stamps[1], target)
-            if kind != "other":
-                copied[path] = Entry(kind, mode, size, mtime_ns, stamps[2], stamps[3], target)
-        return note["directory"], live, copied
+        return Base(note["directory"], note["entries"])
 
     def _read(self, copy: int) -> ChangeSet | None:
         note = read_note(self._fs, copy, CHANGES)

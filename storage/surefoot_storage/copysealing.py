@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator
 
-from .changes import ChangeSet, Entry, PathChange, Version, differences, why_blocked
+from .changes import Base, ChangeSet, Entry, PathChange, Version, differences, why_blocked
 from .copyfolders import BASE, CHANGES, SEALED, WORK, CopyFolders, refused
 from .errors import CopyRefused
 from .fsclones import Leave
@@ -42,17 +42,18 @@ class CopySealing(CopyFolders):
                 raise refused("seal", name, "room for what has changed", error) from error
 
     def _seal(self, name: str, copy: int, ignore: Leave) -> ChangeSet:
-        directory, live_then, copy_then = self._base(copy)
+        base = self._base(copy)
+        then = base.copied()
         with contextlib.suppress(FileExistsError):
             self._fs.mkdir(copy, SEALED, 0o700)
         for _ in range(ROUNDS_MAX):
             with self._fs.opened_dir(copy, SEALED) as sealed, self._opened_work(copy, name) as work:
                 now = self._fs.look_through(work, lambda _path: False)
-                taken, left_out = differences(copy_then, now, ignore)
-                found = self._collect(work, sealed, directory, taken, (live_then, copy_then, now))
+                taken, left_out = differences(then, now, ignore)
+                found = self._collect(work, sealed, base, taken, (then, now))
                 if found is not None and all(self._look_at(work, path) == now.get(path) for path in taken):
                     sizes = tuple((path, now[path].size if path in now else 0) for path in left_out)
-                    result = ChangeSet(directory, found[0], found[1], sizes, found[2])
+                    result = ChangeSet(base.directory, found[0], found[1], sizes, found[2])
                     self._make_durable(sealed, result)
                     work_then = {path: now.get(path) for path in (*taken, *left_out)}
                     facts = {**result.as_dict(), "work": work_then}
@@ -86,15 +87,15 @@ class CopySealing(CopyFolders):
         self._fs.sync(sealed)
 
     def _collect(
-        self, work: int, sealed: int, directory: str, paths: list[str],
-        looks: tuple[dict[str, Entry], dict[str, Entry], dict[str, Entry]],
+        self, work: int, sealed: int, base: Base, paths: list[str],
+        looks: tuple[dict[str, Entry], dict[str, Entry]],
     ) -> tuple[tuple[PathChange, ...], tuple[tuple[str, str], ...], tuple[str, ...]] | None:  # fmt: skip
         """(changes, what is blocked, conflicts); None where something moved meanwhile."""
-        live_then, copy_then, now = looks
+        then, now = looks
         changes, blocked, conflicts = [], [], []
-        with self._live(directory, missing=True) as live:
+        with self._live(base.directory, missing=True) as live:
             for path in paths:
-                why = why_blocked(copy_then.get(path), now.get(path)) or _unspeakable(path)
+                why = why_blocked(then.get(path), now.get(path)) or _unspeakable(path)
                 if why:
                     blocked.append((path, why))
                     continue
@@ -102,7 +103,7 @@ class CopySealing(CopyFolders):
                     new = self._version(work, path, now.get(path), sealed)
                 except (FileNotFoundError, NotADirectoryError):
                     return None
-                old, foreign = self._live_version(live, path, live_then)
+                old, foreign = self._live_version(live, path, base)
                 if old == new:
                     continue  # somebody has made the same change
                 if foreign:
@@ -137,18 +138,18 @@ class CopySealing(CopyFolders):
         self._fs.rename_over(sealed, temporary, sealed, digest.hex())
         return Version(entry.mode, digest.hex(), found.st_size)
 
-    def _live_version(self, live: int, path: str, then: dict[str, Entry]) -> tuple[Version | None, bool]:
+    def _live_version(self, live: int, path: str, base: Base) -> tuple[Version | None, bool]:
         """(what there is in the workspace now, whether somebody has changed it since it was copied)."""
         try:
             entry = self._look_at(live, path)
         except OSError:  # a symlink is on the way by now
             return None, True
         if entry is None or entry.kind not in ("file", "directory"):
-            return None, entry is not None or path in then
-        foreign = not entry.still_has(then.get(path))
+            return None, entry is not None or path in base.rows
+        foreign = not entry.still_has(base.seen(path))
         if entry.kind == "directory":
             with self._fs.opened_dir(live, path) as inside:
-                appeared = any(f"{path}/{name}" not in then for name in self._fs.names(inside))
+                appeared = any(f"{path}/{name}" not in base.rows for name in self._fs.names(inside))
             return Version(entry.mode), foreign or appeared
         return self._version(live, path, entry, None), foreign
 
@@ -227,10 +228,12 @@ class CopySealing(CopyFolders):
     def _strays(self, copy: int) -> list[str]:
         kept = read_note(self._fs, copy, CHANGES)
         if kept is not None:
-            then = self._base(copy)[2] | {p: Entry._make(e) for p, e in kept["work"].items() if e is not None}
+            then = self._base(copy).copied() | {
+                p: Entry._make(e) for p, e in kept["work"].items() if e is not None
+            }
             then = {path: entry for path, entry in then.items() if kept["work"].get(path, ()) is not None}
         elif read_note(self._fs, copy, BASE) is not None:
-            then = self._base(copy)[2]
+            then = self._base(copy).copied()
         else:
             return []  # it was never ready
         try:

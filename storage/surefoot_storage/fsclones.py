@@ -9,25 +9,45 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from .changes import Entry
+from .changes import Entry, Row
 
 Leave: TypeAlias = "Callable[[str], bool]"
 _SMALL_BYTES = 64 << 10
+_PIECE_BYTES = 4 << 10
+_SETTLED_NS = 2_000_000_000  # some filesystems count time of change in seconds
+_OLD = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
+
+
+@dataclass
+class Cloned:
+    """What a clone was made of.
+
+    Attributes:
+        rows: how it looked and how the clone does, by path.
+        changed_ns: when the last change of anything that was seen happened, by the filesystem's clock.
+        settled: nothing has changed since the clone was begun, nor for a while before: it is of one moment.
+    """
+
+    rows: dict[str, Row] = field(default_factory=dict)
+    changed_ns: int = 0
+    settled: bool = False
 
 
 class Clones(ABC):
     """Works through the single calls of the class that completes it."""
 
     @abstractmethod
-    def open_file(self, directory: int, name: str) -> int:
-        """An existing regular file."""
+    def now_ns(self) -> int:
+        """The clock that file stamps are taken from."""
 
     @abstractmethod
     def copy(self, source: int, target: int) -> None:
@@ -63,92 +83,105 @@ class Clones(ABC):
                 except FileNotFoundError:  # it went away meanwhile
                     continue
                 found[path] = entry
-                if entry.kind == "directory":
+                if entry[0] == "directory":
                     directories.append(name.name)
         for directory in directories:
             with contextlib.suppress(FileNotFoundError), _opened(fd, directory) as inner:
                 self._look(inner, f"{above}{directory}/", leave, device, found)
 
-    def clone_tree(
-        self, source: int, target: int, leave: Leave, above: str = "", device: int = 0
-    ) -> tuple[dict[str, Entry], dict[str, Entry]]:
+    def clone_tree(self, source: int, target: int, leave: Leave) -> Cloned:
         """Makes what is in `source` in `target`, an empty directory: in one pass, file by file.
 
-        Returns (how it looked, how the copy looks), by path. `other` entries are seen and not made; what
-        goes away meanwhile is left out: whoever looks again sees that.
+        `other` entries are seen and not made; what goes away meanwhile is left out: whoever looks again sees
+        that.
         """
-        looks: tuple[dict[str, Entry], dict[str, Entry]] = ({}, {})
-        device = device or os.fstat(source).st_dev
-        with os.scandir(source) as names:
-            found = [(name.name, name) for name in names]
-        where = (leave, above, device)
-        for name, at in found:
-            if leave(above + name):
+        started, offset = self.now_ns(), time.time_ns() - time.monotonic_ns()
+        cloned = Cloned()
+        self.clone_names(source, target, (leave, "", os.fstat(source).st_dev), cloned)
+        stepped = abs(time.time_ns() - time.monotonic_ns() - offset) > _SETTLED_NS // 2
+        cloned.settled = not stepped and cloned.changed_ns < started - _SETTLED_NS
+        return cloned
+
+    def clone_names(self, source: int, target: int, where: tuple[Leave, str, int], cloned: Cloned) -> None:
+        """One directory of it, and all below."""
+        leave, above, device = where
+        with os.scandir(source) as found:
+            names = list(found)
+        for at in names:
+            name = at.name
+            path = above + name
+            if leave(path):
                 continue
             try:
-                seen = _as_entry(source, name, at.stat(follow_symlinks=False), device)
-                self._clone(source, target, name, where, seen, looks)
-            except FileNotFoundError:
+                if at.is_file(follow_symlinks=False):
+                    self._clone_file(source, target, name, path, device, cloned)
+                else:
+                    self._clone(source, target, name, where, cloned)
+            except FileNotFoundError:  # it went away meanwhile
                 continue
-        return looks
+        changed_ns = os.fstat(source).st_ctime_ns  # at its end: no name came or went
+        cloned.changed_ns = max(cloned.changed_ns, changed_ns)
 
-    def clone_name(
-        self, source: int, target: int, name: str, leave: Leave, above: str
-    ) -> tuple[dict[str, Entry], dict[str, Entry]]:
+    def clone_name(self, source: int, target: int, name: str, leave: Leave, above: str) -> Cloned:
         """The same for one name of a directory, which is free in the other."""
-        looks: tuple[dict[str, Entry], dict[str, Entry]] = ({}, {})
-        seen = self.look_at(source, name)
-        if seen is not None:
-            with contextlib.suppress(FileNotFoundError):
-                self._clone(source, target, name, (leave, above, os.fstat(source).st_dev), seen, looks)
-        return looks
+        cloned = Cloned()
+        with contextlib.suppress(FileNotFoundError):
+            self._clone(source, target, name, (leave, above, os.fstat(source).st_dev), cloned)
+        return cloned
 
     def _clone(
-        self, source: int, target: int, name: str, where: tuple[Leave, str, int], seen: Entry,
-        looks: tuple[dict[str, Entry], dict[str, Entry]],
-    ) -> None:  # fmt: skip
+        self, source: int, target: int, name: str, where: tuple[Leave, str, int], cloned: Cloned
+    ) -> None:
         leave, above, device = where
-        path, made = above + name, seen
+        path = above + name
+        seen = self.look_at(source, name)
+        if seen is None:
+            return
         if seen.kind == "file":
-            made = self._clone_file(source, target, name, seen)
-        elif seen.kind == "symlink":
+            self._clone_file(source, target, name, path, device, cloned)
+            return
+        if seen.kind == "symlink":
             os.symlink(seen.target, name, dir_fd=target)
         elif seen.kind == "directory":
             os.mkdir(name, 0o700, dir_fd=target)
             with _opened(source, name) as inner, _opened(target, name) as copy:
-                for mine, theirs in zip(
-                    looks, self.clone_tree(inner, copy, leave, f"{path}/", device), strict=True
-                ):
-                    mine.update(theirs)
+                self.clone_names(inner, copy, (leave, f"{path}/", device), cloned)
                 os.fchmod(copy, seen.mode)  # a read-only one was filled first
-        looks[0][path] = seen
-        if seen.kind != "other":
-            looks[1][path] = made
+        row = (seen.kind, seen.mode, 0, 0, seen.target, 0, 0)
+        cloned.rows[path] = row if seen.kind == "other" else (*row, 0, 0)
 
-    def _clone_file(self, source: int, target: int, name: str, entry: Entry) -> Entry:
-        old = self.open_file(source, name)
+    def _clone_file(
+        self, source: int, target: int, name: str, path: str, device: int, cloned: Cloned
+    ) -> None:
+        old = os.open(name, _OLD, dir_fd=source)
         try:
-            new = os.open(name, _NEW, entry.mode, dir_fd=target)
+            found = os.fstat(old)
+            mode, size, mtime_ns = found.st_mode & 0o7777, found.st_size, found.st_mtime_ns
+            if found.st_dev != device or not stat.S_ISREG(found.st_mode):
+                cloned.rows[path] = ("other", mode, 0, 0, "", 0, 0)
+                return
+            new = os.open(name, _NEW, mode, dir_fd=target)
             try:
-                if entry.size <= _SMALL_BYTES:  # cheaper than sharing blocks
-                    while data := os.read(old, _SMALL_BYTES + 1):
-                        os.write(new, data)
-                        if len(data) <= entry.size:
-                            break
-                else:
+                if size > _SMALL_BYTES:
                     self.copy(old, new)
-                os.utime(new, ns=(entry.mtime_ns, entry.mtime_ns))
-                found = os.fstat(new)
-                if found.st_mode & 0o7777 != entry.mode:  # the umask has taken something away
-                    os.fchmod(new, entry.mode)
-                    found = os.fstat(new)
+                else:  # cheaper than sharing blocks
+                    piece = max(size + 1, _PIECE_BYTES)
+                    while data := os.read(old, piece):
+                        os.write(new, data)
+                        if len(data) < piece:
+                            break
+                os.utime(new, ns=(mtime_ns, mtime_ns))
+                made = os.fstat(new)
+                if made.st_mode & 0o7777 != mode:  # the umask has taken something away
+                    os.fchmod(new, mode)
+                    made = os.fstat(new)
             finally:
                 os.close(new)
+            stamps = (found.st_ctime_ns, found.st_ino, made.st_ctime_ns, made.st_ino)
+            cloned.rows[path] = ("file", mode, size, mtime_ns, "", *stamps)
+            cloned.changed_ns = max(cloned.changed_ns, os.fstat(old).st_ctime_ns)  # after it was read
         finally:
             os.close(old)
-        return Entry(
-            "file", found.st_mode & 0o7777, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
-        )
 
 
 @contextlib.contextmanager
@@ -162,11 +195,15 @@ def _opened(directory: int, name: str) -> Iterator[int]:
 
 def _as_entry(directory: int, name: str, found: os.stat_result, device: int) -> Entry:
     mode = found.st_mode
-    kind = _KINDS.get(mode & 0o170000, "other")
     if found.st_dev != device:
-        kind = "other"  # something is mounted there
+        return Entry("other", mode & 0o7777)  # something is mounted there
+    kind = _KINDS.get(mode & 0o170000, "other")
     if kind == "file":
-        return Entry(kind, mode & 0o7777, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+        # Not by its own constructor: there are many of these.
+        return tuple.__new__(
+            Entry,
+            ("file", mode & 0o7777, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, ""),
+        )
     if kind == "symlink":
         return Entry(kind, 0o777, target=os.readlink(name, dir_fd=directory))
     return Entry(kind, mode & 0o7777)
