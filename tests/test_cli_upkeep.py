@@ -103,4 +103,4 @@ def test_conflicts_are_listed_and_decided(cli, tmp_path):
     assert (root / "demos/r/a.txt").read_text() == "theirs"
     assert cli("conflicts") == []
     assert len(cli("conflicts", "--all")) == 1
-    assert cli("resolve", "99", "--use", "ours", code=2)["code"] == "input"
+    assert cli("resolve", "99", "--use", "ours", code=2)["code"] == "unknown"

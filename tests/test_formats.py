@@ -191,6 +191,28 @@ def test_requests_and_settings_of_the_sixth_version_are_there_and_its_runs_go_on
 
 
 @pytest.fixture
+def version_7(unpacked):
+    """Agents: the work of one waits for a person, that of the other was being taken when the process died."""
+    return unpacked("v7_killed.tar.gz")
+
+
+def test_agents_of_the_seventh_version_are_there_and_their_work_can_be_decided(version_7):
+    root, flows = version_7, module_of("v7_flow")
+    with Engine(root, [flows.write], resume=False) as engine:
+        assert (root / "demos/half/b.txt").read_text() == "new\n"
+        assert {a.run_id: a.outcome for a in engine.agents.attempts().wait()} == {
+            "asking": "succeeded",
+            "half": "succeeded",
+        }
+        (asked,) = engine.approvals.requests().wait()
+        engine.approvals.approve(asked.id, by="ann").wait()
+        assert engine.resume("asking").wait().ok
+        assert engine.resume("half").wait().state == "completed"
+        assert engine.access.tokens().wait() == engine.webhooks.all().wait() == []
+    assert (root / "demos/asking/a.txt").read_text() == "draft, by an agent\n"
+
+
+@pytest.fixture
 def version_4(unpacked):
     """Runs in every state; one of them was killed between two of its files."""
     return unpacked("v4_killed.tar.gz")

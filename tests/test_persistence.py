@@ -40,6 +40,10 @@ FOUND = {  # what a new process finds after the one that made the calls was kill
         [s.person for s in e.approvals.get("other/2").wait().seats] == ["ann", "bob"]
     ),
     "configuration.update": lambda e: e.configuration("limits", Limits).get().wait().revision == 1,
+    "access.create": lambda e: [token.name for token in e.access.tokens().wait()] == ["ann"],
+    "access.revoke": lambda e: e.access.tokens().wait()[0].revoked_at is not None,
+    "webhooks.add": lambda e: [hook.url for hook in e.webhooks.all().wait()] == ["http://127.0.0.1:9/kept"],
+    "webhooks.remove": lambda e: len(e.webhooks.all().wait()) == 1,
     "cache.get": lambda e: e.cache("rates", None.__class__).get().wait().data == 7,
     "records.flush": lambda e: [r.data for r in e.records.find(after=2.0).wait()] == [1],
     "records.replay": lambda e: e.records.find(limit=1).wait()[0].data == {"n": 1},

@@ -262,7 +262,7 @@ def test_by_command(tmp_path):
     run("run", "flow.py:flow", "--id", "r", code=1)  # the first attempt fails
     shown = run("preview", "r")
     answer = next(c["diff"] for c in shown["changes"] if c["path"].endswith("a.txt"))
-    assert run("commit", "abcdef123", code=2)["code"] == "input"
+    assert run("commit", "abcdef123", code=2)["code"] == "unknown"
     done = run("commit", shown["digest"][:10])
     assert (done["outcome"], done["state"]) == ("committed", "completed")
     assert f"+{(tmp_path / 'w/demos/r/a.txt').read_text()}" in answer

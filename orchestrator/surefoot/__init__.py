@@ -21,6 +21,7 @@ from surefoot_storage import (
     SurefootError,
     TransactionClosed,
     UndoRefused,
+    UnknownId,
     UnreadableFile,
     WorkspaceBlocked,
     WorkspaceBusy,
@@ -58,6 +59,7 @@ from .errors import (
     TemplateRefused,
     TransitionFailed,
     UndeclaredRead,
+    UnknownApproval,
     UnknownRun,
 )
 from .files import Files
@@ -157,6 +159,8 @@ __all__ = [
     "UndeclaredRead",
     "UndoRefused",
     "Undone",
+    "UnknownApproval",
+    "UnknownId",
     "UnknownRun",
     "UnreadableFile",
     "Updated",

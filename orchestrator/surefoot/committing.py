@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any
 
 import anyio
@@ -50,16 +51,17 @@ class Commits:
 
     async def run(self, prepare: Callable[[], FileTransaction]) -> Commit:
         """One commit, carried to its end whatever is cancelled; `prepare` makes it in a thread."""
-        return await self._pump.run(prepare)
+        context = copy_context()  # who asks: the thread serves many
+        return await self._pump.run(lambda: context.run(prepare))
 
     async def repeat(self, prepare: Callable[[], FileTransaction]) -> Commit:
         """A commit that needs no step's body: a conflict with somebody else is simply tried again."""
         for rerun in range(CONFLICT_RERUNS_MAX):
             try:
-                return await self._pump.run(prepare)
+                return await self.run(prepare)
             except Conflict:
                 await self.pause(rerun)
-        return await self._pump.run(prepare)
+        return await self.run(prepare)
 
     async def pause(self, rerun: int) -> None:
         """Before something is tried again that met somebody else's change."""

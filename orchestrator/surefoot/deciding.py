@@ -23,7 +23,7 @@ from .approvals import (
     names,
     text,
 )
-from .errors import ApprovalRefused
+from .errors import ApprovalRefused, UnknownApproval
 from .log import logger
 from .model import Run
 from .opened import OpenEngine
@@ -265,7 +265,7 @@ class Approvals:
         if found:
             return found[0], asked
         damaged = rows.approvals(workspace, approval_id=approval_id)[1]
-        raise ApprovalRefused(
+        raise (ApprovalRefused if damaged else UnknownApproval)(
             operation, _shown(reference), expected="a request for approval",
             found="a damaged record" if damaged else "none of that token or id",
             hint=f"surefoot approvals reissue {approval_id}" if damaged else "surefoot approvals list",

@@ -21,11 +21,14 @@ from .previewing import Previews
 from .waits import M, Signal
 
 if TYPE_CHECKING:  # imported when they are used: `import surefoot` is fast
+    from .access import Access
     from .agents import Agents
     from .caching import Cache, Load
     from .configuration import Configuration
     from .deciding import Approvals
+    from .facts import Facts
     from .recording import Records
+    from .webhooks import Webhooks
 
 CACHE_FRESH_S = 300.0
 CACHE_ALERT_AFTER_S = 3_600.0
@@ -83,6 +86,27 @@ class Engine(Looking):
         from .agents import Agents
 
         return Agents(lambda: self._the_open, lambda: self._the_supervisor, self._pending)
+
+    @property
+    def facts(self) -> Facts:
+        """What people and programs are shown: runs with all that belongs to them, transactions, diffs."""
+        from .facts import Facts
+
+        return Facts(lambda: self._the_open, self._pending)
+
+    @property
+    def access(self) -> Access:
+        """Tokens for those who come in by HTTP or MCP."""
+        from .access import Access
+
+        return Access(lambda: self._the_open, self._pending)
+
+    @property
+    def webhooks(self) -> Webhooks:
+        """Who is told of changes by HTTP."""
+        from .webhooks import Webhooks
+
+        return Webhooks(lambda: self._the_open, self._pending)
 
     def configuration(self, name: str, model: type[M]) -> Configuration[M]:
         """A configuration in the store, as a pydantic model; every use of it sees the newest revision.

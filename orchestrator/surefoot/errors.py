@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from surefoot_storage import InputError, SurefootError
+from surefoot_storage import InputError, SurefootError, UnknownId
 
 
 class DeclarationError(InputError):
@@ -61,7 +61,7 @@ class InputRefused(InputError):
     code = "input_refused"
 
 
-class UnknownRun(InputError):
+class UnknownRun(UnknownId):
     """No run of that id in this workspace."""
 
     code = "unknown_run"
@@ -121,6 +121,12 @@ class ApprovalRefused(SurefootError):
     """An approval that cannot be answered like this: unknown, over, answered before, or of other contents."""
 
     code = "approval_refused"
+
+
+class UnknownApproval(ApprovalRefused):
+    """No request of that id or token."""
+
+    code = "unknown_approval"
 
 
 class ConfigConflict(SurefootError):

@@ -7,9 +7,10 @@ from typing import Any
 
 from anyio import to_thread
 
-from surefoot_storage import InputError
+from surefoot_storage import InputError, UnknownId
 
 from . import checks, rows
+from .declare import Workflow
 from .lifecycle import given
 from .mending import Mending
 from .model import Run, RunState
@@ -27,6 +28,20 @@ class Looking(Mending):
             UnknownRun: there is none.
         """
         return self._pending("get", lambda: self._the_open.get(run_id), run_id=given(run_id))
+
+    def workflow(self, name: str) -> Workflow:
+        """One that this engine knows.
+
+        Raises:
+            UnknownId: it knows none of that name.
+        """
+        known = self._the_open.workflows
+        if name not in known:
+            raise UnknownId(
+                "find workflow", checks.shown(name), found="another name",
+                expected=f"one that this engine was given: {', '.join(known) or 'none'}",
+            )  # fmt: skip
+        return known[name]
 
     def status(self, run_id: str) -> Pending[Status]:
         """The run's status document, from memory where its file is the one that was read last.

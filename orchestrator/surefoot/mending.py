@@ -51,6 +51,20 @@ class Mending(Lifecycle):
         """
         return self._pending("unpause", lambda: self._repair.unpause(run_id), run_id=given(run_id))
 
+    def make_due(self, run_id: str) -> Pending[Run]:
+        """What failed of a run, or waits to be tried again, is due now; `retry` also drives it on.
+
+        Raises:
+            UnknownRun, RunRefused: there is none, it is over, or another worker moves it on.
+        """
+
+        async def operation() -> Run:
+            run = await self._repair.make_due(run_id)
+            self._the_open.wake(run_id)
+            return run
+
+        return self._pending("make_due", operation, run_id=given(run_id))
+
     def cancel(self, run_id: str) -> Pending[Run]:
         """Ends a run; a step that is being worked on is stopped, and changes nothing.
 

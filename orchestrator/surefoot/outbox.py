@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import anyio
 from anyio import to_thread
@@ -17,11 +18,14 @@ from .clock import Clock
 from .declare import Workflow
 from .log import logger
 from .model import Committed, StatusChange
+from .posting import Posting
 from .retry import EFFECT_RETRY, Retry
 from .rows import Message
 from .steps import EFFECT_TIMEOUT_S, Effect
 
 _PAUSE_S = 5.0
+AT_ONCE = 16
+"""Messages of different channels that are on their way at the same time: a slow receiver stops no others."""
 
 
 class Outbox:
@@ -38,6 +42,7 @@ class Outbox:
         self._workflows = workflows
         self._clock = clock
         self._random = random
+        self._posting = Posting(workspace, clock.now)
         self._more = anyio.Event()
         self._busy = anyio.Lock()
 
@@ -64,14 +69,32 @@ class Outbox:
         async with self._busy:
             while True:
                 found = await to_thread.run_sync(rows.next_messages, self._workspace, run_id)
-                waiting = [message for message in found if message.workflow in self._workflows]
-                waiting = [message for message in waiting if not self._is_elsewhere(message)]
+                waiting = [message for message in found if self._is_ours(message)]
                 due = [message for message in waiting if message.next_at <= self._clock.now()]
                 if not due:
                     return min((message.next_at for message in waiting), default=None)
-                for message in due:
-                    if await self._claim(message):
-                        await self._deliver(message)
+                await self._deliver_all(due[:AT_ONCE])  # they are of different channels
+
+    def _is_ours(self, message: Message) -> bool:
+        if message.effect.startswith(rows.HOOK):
+            return self._posting.takes(message) and not self._is_elsewhere(message)
+        return message.workflow in self._workflows and not self._is_elsewhere(message)
+
+    async def _deliver_all(self, messages: Sequence[Message]) -> None:
+        errors: list[SurefootError] = []
+
+        async def one(message: Message) -> None:
+            try:
+                if await self._claim(message):
+                    await self._deliver(message)
+            except SurefootError as error:  # of the store: whoever serves knows what to do
+                errors.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            for message in messages:
+                tasks.start_soon(one, message)
+        for error in sorted(errors, key=lambda error: not isinstance(error, WorkspacePoisoned)):
+            raise error
 
     def _is_elsewhere(self, message: Message) -> bool:
         """Whether another living worker delivers it."""
@@ -104,7 +127,9 @@ class Outbox:
         log.info("effect.delivered", attempt=message.attempts + 1)
         await self._settle(message, "delivered")
 
-    def _resolve(self, message: Message) -> tuple[Effect, Committed | Asked | StatusChange]:
+    def _resolve(self, message: Message) -> tuple[Effect, Any]:
+        if message.effect.startswith(rows.HOOK):
+            return self._posting.resolve(message)
         run = rows.get_run(self._workspace, message.run_id)
         workflow = self._workflows[run.workflow]
         if message.effect.startswith(rows.VIEW):

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 from anyio import to_thread
 
-from surefoot_storage import InputError, SurefootError, WorkspaceBlocked, WorkspaceBusy
+from surefoot_storage import InputError, SurefootError, UnknownId, WorkspaceBlocked, WorkspaceBusy
 
 from . import checks, machine, rows
 from .errors import RunRefused
@@ -166,7 +166,7 @@ class Repairing:
         run = await self._engine.get(run_id)
         workflow = self._engine.workflow_of(run)
         if step not in workflow.steps:
-            raise InputError(
+            raise UnknownId(
                 "fork",
                 f"{run_id}/{step}",
                 expected=f"one of {', '.join(workflow.steps)}",

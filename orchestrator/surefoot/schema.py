@@ -336,5 +336,51 @@ SCHEMA = Schema(
                 WHERE run_id = NEW.run_id AND visit = NEW.number AND state <> 'over' AND stop = '';
         END;
         """,
+        # 8: who may use the doors that are open to other programs, and whom they tell
+        """
+        CREATE TABLE token (
+            id TEXT PRIMARY KEY,
+            name TEXT NOT NULL,
+            hash TEXT NOT NULL UNIQUE,    -- the token itself is kept nowhere
+            scopes TEXT NOT NULL,         -- separated by blanks
+            run_id TEXT NOT NULL,         -- '': of every run
+            created_at REAL NOT NULL,
+            expires_at REAL,
+            revoked_at REAL
+        ) WITHOUT ROWID;
+        -- What a request with a key was answered; `status` is NULL while it is being worked on.
+        CREATE TABLE request (
+            caller TEXT NOT NULL,
+            key TEXT NOT NULL,
+            fingerprint TEXT NOT NULL,    -- of the request: the key of another one is refused
+            at REAL NOT NULL,
+            status INTEGER,
+            answer TEXT,
+            PRIMARY KEY (caller, key)
+        ) WITHOUT ROWID;
+        CREATE INDEX request_at ON request (at);
+        CREATE TABLE webhook (
+            id TEXT PRIMARY KEY,
+            url TEXT NOT NULL,
+            events TEXT NOT NULL,         -- separated by blanks; '': every one
+            workflow TEXT NOT NULL,       -- '': of every workflow
+            created_at REAL NOT NULL
+        ) WITHOUT ROWID;
+        CREATE TRIGGER webhook_told AFTER INSERT ON audit
+        BEGIN
+            INSERT INTO outbox (key, run_id, step, effect, payload, state, attempts, next_at)
+                SELECT 'hook/' || w.id || '/' || NEW.run_id || '/' || NEW.revision, NEW.run_id,
+                    coalesce(NEW.step, ''), '@hook/' || w.id,
+                    json_object('revision', NEW.revision, 'event', NEW.event, 'at', NEW.at,
+                        'sequence', NEW.id, 'status', json(NEW.status)),
+                    'pending', 0, 0
+                FROM webhook AS w JOIN run ON run.id = NEW.run_id
+                WHERE (w.workflow = '' OR w.workflow = run.workflow)
+                    AND (w.events = '' OR instr(' ' || w.events || ' ', ' ' || NEW.event || ' '))
+                ON CONFLICT DO NOTHING;
+        END;
+        -- Told at once, newest first, without looking at every run.
+        CREATE INDEX outbox_dead ON outbox (id) WHERE state = 'dead';
+        """,
     ),
 )

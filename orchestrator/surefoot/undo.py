@@ -8,7 +8,15 @@ from typing import Any
 
 from anyio import to_thread
 
-from surefoot_storage import Change, FileTransaction, InputError, LogEntry, Statement, UndoRefused, net
+from surefoot_storage import (
+    Change,
+    FileTransaction,
+    LogEntry,
+    Statement,
+    UndoRefused,
+    UnknownId,
+    net,
+)
 
 from . import machine, rows
 from .clock import Clock
@@ -220,7 +228,7 @@ def _only(changes: Sequence[Change], paths: Sequence[str]) -> list[Change]:
     wanted = [path.rstrip("/") for path in paths]
     for path in wanted:
         if not any(change.path == path or change.path.startswith(f"{path}/") for change in changes):
-            raise InputError(
+            raise UnknownId(
                 "undo",
                 path,
                 expected="a path that the transaction changed, relative to the workspace",

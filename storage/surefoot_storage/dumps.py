@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from .errors import UnreadableFile, os_error_text
+from .errors import UnknownId, UnreadableFile, os_error_text
 from .fsops import FsOps
 from .layout import opened_folder
 
@@ -48,11 +48,11 @@ class Dumps:
         """What is in one.
 
         Raises:
-            UnreadableFile: there is none of that name.
+            UnknownId: there is none of that name. UnreadableFile: it cannot be read.
         """
         known = self.names()
         if name not in known:
-            raise UnreadableFile(
+            raise UnknownId(
                 "read dump", name, expected=f"one of {', '.join(known) or 'none'}", found="no such dump",
                 hint="surefoot dumps list",
             )  # fmt: skip

@@ -75,6 +75,12 @@ class InputError(SurefootError):
     exit_code = 2
 
 
+class UnknownId(InputError):
+    """Something is named that is not there."""
+
+    code = "unknown"
+
+
 class PathRefused(InputError):
     """A path that a transaction may not touch."""
 

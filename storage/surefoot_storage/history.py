@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import fsops
-from .errors import InputError, UnreadableFile
+from .errors import InputError, UnknownId, UnreadableFile
 from .fsops import FsOps
 from .log import Log
 from .paths import CONTROL_DIR, leaf_of, parent_of
@@ -117,7 +117,7 @@ class History:
             )
         found = self._entries("substr(txid, 1, length(:id)) = :id", {"id": txid})
         if len(found) != 1:
-            raise InputError(
+            raise (InputError if found else UnknownId)(
                 "find transaction",
                 txid,
                 expected="the id of one transaction",
@@ -155,7 +155,7 @@ class History:
         with self._reading() as log:
             op = log.version_at(path, entry.seq)
         if op is None:
-            raise InputError(
+            raise UnknownId(
                 "look up",
                 f"{path}@{entry.txid[:12]}",
                 expected="a path that had been changed by then",

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from .errors import Conflict, InputError
+from .errors import Conflict, InputError, UnknownId
 from .history import describe
 from .log import Log
 from .states import ABSENT, Absent, Directory, File, State, digest_of
@@ -228,7 +228,7 @@ def find_sealed(log: Log, digest: str) -> Sealed:
         (digest,),
     )
     if len(rows) != 1:
-        raise InputError(
+        raise (InputError if rows else UnknownId)(
             "find the preview",
             digest,
             expected="a preview of a run that has not moved since",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Mapping
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -17,6 +18,9 @@ from .states import Directory, File, Snapshot
 from .tree import Tree
 from .view import View, incompatible, missing
 from .wants import Existing, Gone, MakeDir, Mode, Put, Spool, Statement, Want, want_name
+
+acting: ContextVar[str] = ContextVar("acting", default="")
+"""Who asks for transactions that are begun in this context, where it is not the user of this process."""
 
 
 class Stream(Protocol):

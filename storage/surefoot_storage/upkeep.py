@@ -13,7 +13,7 @@ from typing import Any, Literal
 from .checkpoint import Checkpoint
 from .conflicts import ForeignEdit, edit_of
 from .copies import Copies
-from .errors import InputError, WorkspaceUnusable, os_error_text
+from .errors import InputError, UnknownId, WorkspaceUnusable, os_error_text
 from .fsops import FsOps
 from .layout import DATABASE
 from .opening import FORMAT
@@ -108,7 +108,7 @@ class Upkeep:
         """
         found = [edit for edit in self.conflicts() if edit.id == number]
         if not found:
-            raise InputError(
+            raise UnknownId(
                 "resolve",
                 number,
                 expected="the number of an undecided edit",

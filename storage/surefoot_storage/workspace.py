@@ -37,7 +37,7 @@ from .reverting import WentBack, go_back
 from .schema import STORAGE, Schema
 from .spooling import open_reader, open_writer
 from .store import Store, poisoned
-from .transaction import FileTransaction
+from .transaction import FileTransaction, acting
 from .upkeep import Upkeep
 from .wants import Statement
 
@@ -168,12 +168,13 @@ class Workspace(Facts):
     def begin(self, *, label: str = "", owner: str = "", actor: str = "") -> FileTransaction:
         """A new transaction; nothing happens until it is committed.
 
-        `label` is for people; `owner` says whose history it belongs to, `actor` who asked for it.
+        `label` is for people; `owner` says whose history it belongs to; `actor` is who asked for it: who is
+        `acting`, or the user of this process, unless given.
         """
         self._check_alive()
         return FileTransaction(
             self._parts.tree, self._new_id(), label=label, owner=owner,
-            actor=actor or self._user, drop=self._drop_spool,
+            actor=actor or acting.get() or self._user, drop=self._drop_spool,
         )  # fmt: skip
 
     def create(self, tx: FileTransaction, path: str, *, mode: int | None = None) -> BufferedWriter:

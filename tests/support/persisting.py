@@ -108,6 +108,12 @@ def main(root: str) -> None:
         did("agents.stop", lambda: agents.stop(other.id, "enough").wait())
         agents.wait(other.id).wait()
         did("agents.discard", lambda: agents.discard(other.id).wait())
+        access, webhooks = engine.access, engine.webhooks
+        _, row = did("access.create", lambda: access.create("ann", ["read"]).wait())
+        did("access.revoke", lambda: access.revoke(row.id).wait())
+        _, kept = did("webhooks.add", lambda: webhooks.add("http://127.0.0.1:9/").wait())
+        did("webhooks.remove", lambda: webhooks.remove(kept.id).wait())
+        webhooks.add("http://127.0.0.1:9/kept").wait()
         os._exit(9)
 
 

@@ -8,19 +8,15 @@ from typing import Any
 import click
 
 from surefoot import rows
-from surefoot.diffs import FileChange, file_change
 from surefoot.engine import Engine
 from surefoot.errors import InputRefused
+from surefoot.facts import content_at, diff_of, transaction_facts
 from surefoot.schema import SCHEMA
 from surefoot.undo import Undone, standing_of
-from surefoot_storage import Change, File, History, LogEntry, ReadOnlyWorkspace, net
-from surefoot_storage.history import describe
-from surefoot_storage.states import State
+from surefoot_storage import ReadOnlyWorkspace
 
 from .main import cli, shared_options
 from .output import EXIT_COMMIT, EXIT_CONFLICT, emit, moment
-
-_SHOWN_BYTES_MAX = 1 << 20
 
 
 @cli.command()
@@ -29,25 +25,7 @@ _SHOWN_BYTES_MAX = 1 << 20
 def show(txid: str, *, workspace: str, as_json: bool) -> int:
     """Show one transaction: who, when, which step, each file before and after, effects, whether it stands."""
     with ReadOnlyWorkspace(workspace, schemas=[SCHEMA]) as opened:
-        entry = opened.history.find(txid)
-        standing = standing_of(opened, entry.owner)
-        effects = rows.effects_of(opened, [entry.txid])
-    mine = next((event for event in standing.events if event.txid == entry.txid), None)
-    facts: dict[str, Any] = {
-        "txid": entry.txid,
-        "sequence": entry.seq,
-        "run_id": entry.owner,
-        "label": entry.label,
-        "actor": entry.actor,
-        "at": entry.at,
-        "event": mine.event if mine else "",
-        "step": mine.step if mine else None,
-        "undoes": list(mine.undoes) if mine else [],
-        "undone_by": standing.undone_by(entry.txid) if mine else None,
-        "contents_kept": not entry.pruned,
-        "changes": [change.as_dict() for change in entry.changes],
-        "effects": effects,
-    }
+        facts = transaction_facts(opened, txid)
     emit(facts, _show_text(facts), as_json=as_json)
     return 0
 
@@ -87,45 +65,10 @@ def _change_text(change: dict[str, Any]) -> str:
 def diff(txid: str, other: str | None, *, workspace: str, as_json: bool) -> int:
     """Show what TX changed; with OTHER, what its run changed from after TX until after OTHER."""
     with ReadOnlyWorkspace(workspace, schemas=[SCHEMA]) as opened:
-        history = opened.history
-        first = history.find(txid)
-        entries = [first]
-        if other is not None:
-            last = history.find(other)
-            _refuse_apart(first, last)
-            entries = history.of(first.owner, after=first.seq, upto=last.seq)
-        changes = [_file_change(history, change) for change in net(entries)]
+        changes = diff_of(opened.history, txid, other)
     text = "".join(change.diff for change in changes).rstrip("\n")
     emit([change.as_dict() for change in changes], text or "no difference", as_json=as_json)
     return 0
-
-
-def _refuse_apart(first: LogEntry, last: LogEntry) -> None:
-    if first.owner != last.owner or first.seq > last.seq:
-        raise InputRefused(
-            "diff",
-            f"{first.txid[:12]} {last.txid[:12]}",
-            expected="two transactions of one run, the earlier one first",
-            found="the later one first" if first.owner == last.owner else "two runs",
-        )
-
-
-def _file_change(history: History, change: Change) -> FileChange:
-    return file_change(
-        change.path,
-        change.before,
-        change.after,
-        _content(history, change.before, change.path),
-        _content(history, change.after, change.path),
-    )
-
-
-def _content(history: History, state: State, path: str) -> bytes | None:
-    if not isinstance(state, File):
-        return b""
-    if state.size > _SHOWN_BYTES_MAX or not history.holds(state, path):
-        return None
-    return history.read(state, path)
 
 
 @cli.command()
@@ -139,16 +82,13 @@ def cat(what: str, *, workspace: str, as_json: bool) -> int:
             "cat", what, expected="PATH@TX", found=what, hint="surefoot log shows transactions"
         )
     with ReadOnlyWorkspace(workspace, schemas=[SCHEMA]) as opened:
-        history = opened.history
-        state = history.state_at(path, history.find(txid))
-        if not isinstance(state, File):
-            raise InputRefused("cat", what, expected="a file", found=describe(state))
+        state, chunks = content_at(opened.history, path, txid)
         if as_json:
             facts = {"path": path, "size_bytes": state.size, "mode": f"{state.mode:o}"}
-            content = history.read(state, path).decode("utf-8", "surrogateescape")
+            content = b"".join(chunks).decode("utf-8", "surrogateescape")
             emit({**facts, "sha256": state.digest.hex(), "content": content}, "", as_json=True)
             return 0
-        for chunk in history.chunks(state, path):
+        for chunk in chunks:
             sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()
     return 0

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from surefoot import rows
+from surefoot.facts import history_facts, line_of, run_facts
 from surefoot.model import Run, RunState
 from surefoot.schema import SCHEMA
 from surefoot_storage import ReadOnlyWorkspace
@@ -24,16 +25,7 @@ def status(run_id: str, *, workspace: str, as_json: bool) -> int:
     """Show where a run stands."""
     with ReadOnlyWorkspace(workspace, schemas=[SCHEMA]) as opened:
         run = rows.get_run(opened, run_id)
-        blocked = rows.blocked_transactions(opened)
-        pending = rows.count_effects(opened, "pending", run_id)
-        dead = rows.count_effects(opened, "dead", run_id)
-    facts = {
-        **json.loads(run.status),
-        "directory": run.directory,
-        "effects_pending": pending,
-        "effects_dead": dead,
-        "unapplied_transactions": blocked,
-    }
+        facts = run_facts(opened, run_id)
     emit(facts, _status_text(run, facts), as_json=as_json)
     return 0
 
@@ -89,18 +81,7 @@ def list_runs(
     with ReadOnlyWorkspace(workspace, schemas=[SCHEMA]) as opened:
         runs = rows.list_runs(opened, states=states, workflow=workflow, queue=queue, limit=limit + 1)
     more, runs = len(runs) > limit, runs[:limit]
-    facts = [
-        {
-            "run_id": run.id,
-            "workflow": run.workflow,
-            "state": run.state.value,
-            "step": run.step,
-            "queue": run.queue,
-            "updated_at": run.updated_at,
-            "transition_error": run.failure is not None,
-        }
-        for run in runs
-    ]
+    facts = [line_of(run) for run in runs]
     width = max([len(run.id) for run in runs], default=0)
     lines = [
         f"{run.id:<{width}}  {run.state.value:<9}  {run.step or '-'}  {moment(run.updated_at)}"
@@ -118,16 +99,7 @@ def list_runs(
 def log(run_id: str | None, *, with_traceback: bool, workspace: str, as_json: bool) -> int:
     """Show the history of one run, or of all: every status change, and the files it changed."""
     with ReadOnlyWorkspace(workspace, schemas=[SCHEMA]) as opened:
-        if run_id is not None:
-            rows.get_run(opened, run_id)
-        entries = rows.audit_log(opened, run_id)
-        files: dict[int, list[str]] = {}
-        for known in {entry["run_id"] for entry in entries}:
-            files.update(rows.changed_files(opened, known))
-        edits = rows.foreign_edits(opened)
-    for entry in entries:
-        entry["files"] = files.get(entry["seq"], [])
-        entry["foreign_edits"] = [edit for edit in edits if edit["seq"] == entry["seq"]]
+        entries = history_facts(opened, run_id)
     text = "\n".join(_entry_text(entry, with_traceback=with_traceback) for entry in entries)
     emit(entries, text or "no history", as_json=as_json)
     return 0

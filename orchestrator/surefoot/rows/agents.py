@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from surefoot.agentspec import Agent
-from surefoot_storage import InputError, Statement
+from surefoot_storage import InputError, Statement, UnknownId
 
 from .source import Source
 
@@ -182,7 +182,7 @@ def get_agent(source: Source, agent_id: str) -> AgentRow:
         )
         found = [_row(row) for row in rows] if agent_id else []
     if len(found) != 1:
-        raise InputError(
+        raise (InputError if found else UnknownId)(
             "find agent", agent_id, expected="an agent, by its id or the beginning of it",
             found="several that begin like this" if found else "none", hint="surefoot agent list",
         )  # fmt: skip

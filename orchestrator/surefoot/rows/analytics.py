@@ -108,3 +108,21 @@ def declared_views(source: Source, workflow: str) -> list[str]:
 def checkpointed_seq(source: Source) -> int:
     """Up to which transaction everything is durable in its own place."""
     return int(source.query("SELECT checkpointed_seq FROM workspace")[0][0])
+
+
+def activity(source: Source, *, since: float, bucket_s: float) -> list[dict[str, Any]]:
+    """Changes of status over time, in equal pieces: `at` is where each piece begins."""
+    names = ("at", "started", "steps", "failed", "finished")
+    rows = source.query(
+        "SELECT :since + CAST((at - :since) / :bucket_s AS INTEGER) * :bucket_s AS piece,"
+        " sum(event = 'started'), sum(event = 'step'), sum(failure IS NOT NULL),"
+        " sum(status ->> '$.state' = 'completed')"
+        " FROM audit WHERE at >= :since GROUP BY piece ORDER BY piece",
+        {"since": since, "bucket_s": bucket_s},
+    )
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def last_line(source: Source) -> int:
+    """The cursor behind the last line of the audit log."""
+    return int(source.query("SELECT coalesce(max(id), 0) FROM audit")[0][0])

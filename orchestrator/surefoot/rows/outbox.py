@@ -97,7 +97,7 @@ def next_messages(source: Source, run_id: str | None = None) -> list[Message]:
         " o.owner"
         " FROM outbox AS o JOIN run ON run.id = o.run_id WHERE o.id IN"
         " (SELECT min(id) FROM outbox WHERE state = 'pending'"
-        " GROUP BY run_id, CASE WHEN effect LIKE '@view/%' THEN effect END)"  # views stop nobody else
+        " GROUP BY run_id, CASE WHEN effect LIKE '@%/%' THEN effect END)"  # views, webhooks: alone
         " AND (:run_id IS NULL OR o.run_id = :run_id) ORDER BY o.next_at, o.id",
         {"run_id": run_id},
     )
@@ -122,7 +122,33 @@ def count_effects(source: Source, state: str, run_id: str | None = None) -> int:
     """How many effects are in a state."""
     rows = source.query(
         "SELECT count(*) FROM outbox WHERE state = :state AND (:run_id IS NULL OR run_id = :run_id)"
-        " AND effect NOT LIKE '@view/%'",
+        " AND effect NOT LIKE '@%/%'",
         {"state": state, "run_id": run_id},
     )
     return int(rows[0][0])
+
+
+def dead_letters(source: Source, *, run_id: str | None = None, limit: int = 1_000) -> list[dict[str, Any]]:
+    """Messages that could not be delivered and were set aside, the latest first."""
+    names = ("id", "key", "run_id", "step", "effect", "attempts", "last_error")
+    rows = source.query(
+        f"SELECT {', '.join(names)} FROM outbox WHERE state = 'dead'"  # noqa: S608 - only constants are put in
+        " AND (:run_id IS NULL OR run_id = :run_id) ORDER BY id DESC LIMIT :limit",
+        {"run_id": run_id, "limit": limit},
+    )
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def renew_dead(message_id: int) -> Statement:
+    """It is tried again, with all its attempts; conflicts where it is not dead."""
+    return Statement(
+        "UPDATE outbox SET state = 'pending', attempts = 0, next_at = 0, owner = ''"
+        " WHERE id = :id AND state = 'dead'",
+        {"id": message_id},
+        1,
+    )
+
+
+def outbox_figures(source: Source) -> dict[str, int]:
+    """How many messages are in each state, those to views and webhooks included."""
+    return dict(source.query("SELECT state, count(*) FROM outbox GROUP BY state"))
