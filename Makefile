@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench sweep soak soak-workers lab lab-power mutants clean
+.PHONY: demo test check bench sweep fuzz-api soak soak-workers lab lab-power mutants clean
 
 demo: $(VENV)/installed  ## publish a site, killed in the middle, recovered
 	$(BIN)/python examples/site/demo.py
@@ -26,6 +26,7 @@ bench: $(VENV)/tests-installed  ## ours against the alternatives, interleaved
 	$(BIN)/python bench/startup.py
 	$(BIN)/python bench/engine.py
 	$(BIN)/python bench/agents.py
+	$(BIN)/python bench/api.py
 
 sweep: $(VENV)/tests-installed  ## every kill point of every workload, and of its recoveries
 	SUREFOOT_SWEEP=full $(BIN)/python -m pytest -n auto tests/test_sweeps.py
@@ -39,6 +40,9 @@ mutants: $(VENV)/tests-installed  ## every flush, check and order broken, one at
 lab-power: $(VENV)/tests-installed  ## power cuts on ext4, xfs and btrfs images (root): CUTS SEED
 	for filesystem in ext4 xfs btrfs; do rm -rf build/lab; \
 	  $(BIN)/python tests/crash/powercut.py build/lab $$filesystem $(or $(CUTS),500) $(or $(SEED),1) || exit 1; done
+
+fuzz-api: $(VENV)/tests-installed  ## the API asked at random for whatever its OpenAPI allows, and what not: EXAMPLES SEED
+	mkdir -p build/fuzz.$$$$ && $(BIN)/python tests/support/fuzzing.py build/fuzz.$$$$ $(or $(EXAMPLES),20) $(or $(SEED),1)
 
 soak-workers: $(VENV)/tests-installed  ## workers killed and stopped over a queue of runs: WORKERS RUNS SEED
 	mkdir -p build && $(BIN)/python tests/support/worksoak.py build/workers.$$$$ $(or $(SOAK),3 2000 1)

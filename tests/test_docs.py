@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 from click.testing import CliRunner
+from serving import served
 
 from surefoot.cli import inspecting
 from surefoot.cli.main import cli
@@ -72,12 +74,29 @@ def test_the_example_of_an_agent_runs_and_so_does_a_tried_command(tmp_path):
     assert "+Hallo Welt" in done.stdout
     assert done.stdout.rstrip().endswith("completed")
     assert (tmp_path / "texts/de/text.de.md").read_text() == "Hallo Welt"
-    (line,) = [line for line in blocks("sh")[-1].splitlines() if line]
+    (line,) = [line for block in blocks("sh") for line in block.splitlines() if "surefoot try" in line]
     (tmp_path / "Makefile").write_text("format:\n\techo tidy > tidy.txt\n")
     arguments = [sys.executable, "-m", "surefoot", *line.partition("#")[0].split()[1:]]
     tried = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert (tried.returncode, "+tidy" in tried.stdout) == (3, True)
     assert not (tmp_path / "tidy.txt").exists()
+
+
+def test_the_served_example_answers_what_the_readme_asks(tmp_path):
+    (tmp_path / "hello.py").write_text(blocks("python")[0])
+    (block,) = [block for block in blocks("sh") if "surefoot serve" in block]
+    asked = block.replace("\\\n", " ").splitlines()[1]
+    headers = dict(one.split(": ") for one in re.findall(r"-H '([^']*)'", asked))
+    (body,) = re.findall(r"-d '([^']*)'", asked)
+    with served(tmp_path, flow=f"{tmp_path}/hello.py:hello") as server:
+        url = re.search(r"http://127.0.0.1:8765(\S*)", asked)[1]
+        answer = httpx.post(server.url + url, content=body, headers=headers, timeout=20)
+        assert (answer.status_code, answer.json()["run_id"]) == (201, "third")
+        while httpx.get(f"{server.url}/v1/runs/third").json()["state"] != "completed":
+            pass
+    assert (tmp_path / "demos/third/site/index.html").read_text() == "<h1>lakes</h1>"
+    for picture in re.findall(r"!\[[^]]*\]\(([^)]*)\)", README):
+        assert (REPOSITORY / picture).exists()
 
 
 def test_every_command_is_in_the_readme_and_has_help():

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,13 @@ def test_the_wheel_works_in_an_empty_environment_beside_a_users_own_packages(tmp
     command = [tmp_path / "env/bin/surefoot", "run", "main.py:flow", "-w", "w", "--id", "s"]
     done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True)
     assert done.stdout == "s: completed\n", done.stderr
+    for name, extra in (("serve", "http"), ("mcp", "mcp")):  # doors that need more say so
+        command = [tmp_path / "env/bin/surefoot", name, "main.py:flow", "-w", "w"]
+        done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True)
+        assert (done.returncode, f'hint: pip install "surefoot[{extra}]"' in done.stderr) == (2, True)
+    with zipfile.ZipFile(wheel) as packed:
+        names = set(packed.namelist())
+    assert {"surefoot/http/static/htmx.min.js", "surefoot/http/templates/parts/run.html"} <= names
 
 
 @pytest.mark.long

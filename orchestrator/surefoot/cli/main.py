@@ -301,6 +301,7 @@ def _progress(*, as_json: bool) -> Iterator[Callable[[TransitionResult], None]]:
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command and exits with its code."""
     from . import (
+        access,
         agents,
         approvals,
         configs,
@@ -310,11 +311,13 @@ def main(arguments: list[str] | None = None) -> None:
         inspecting,
         oncall,
         running,
+        serving,
         upkeep,
         working,
     )  # they register their commands
 
-    del agents, approvals, configs, copies, dumps, history, inspecting, oncall, running, upkeep, working
+    del access, agents, approvals, configs, copies, dumps, history, inspecting, oncall, running, serving
+    del upkeep, working
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
     try:

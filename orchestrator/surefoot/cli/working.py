@@ -17,7 +17,7 @@ from surefoot_storage import InputError
 
 from .main import cli, shared_options
 
-_agents_option = click.option(
+agents_option = click.option(
     "--agents", multiple=True, metavar="N|KIND=N", help="Agents that run at the same time, of each kind."
 )
 
@@ -32,7 +32,7 @@ _agents_option = click.option(
     help="Serve only this queue; may be given more than once.",
 )
 @click.option("--at-once", default=16, show_default=True, help="Runs moved on at the same time.")
-@_agents_option
+@agents_option
 @shared_options
 def work(
     references: tuple[str, ...], *, queues: tuple[str, ...], at_once: int, agents: tuple[str, ...],
@@ -45,13 +45,13 @@ def work(
     del as_json
     workflows = [load_workflow(reference) for reference in references]
     serving = [Queue(name) for name in queues] if queues else None
-    _serve(workspace, workflows, queues=serving, runs_max=at_once, agents=_limits(agents))
+    _serve(workspace, workflows, queues=serving, runs_max=at_once, agents=limits_of(agents))
     return 0
 
 
 @cli.command()
 @click.argument("references", metavar="[FILE.py:WORKFLOW]", nargs=-1)
-@_agents_option
+@agents_option
 @shared_options
 def supervise(references: tuple[str, ...], *, agents: tuple[str, ...], workspace: str, as_json: bool) -> int:
     """Watch agents, and move on the runs that wait for them: the same as work, also without a workflow.
@@ -60,11 +60,11 @@ def supervise(references: tuple[str, ...], *, agents: tuple[str, ...], workspace
     """
     del as_json
     workflows = [load_workflow(reference) for reference in references]
-    _serve(workspace, workflows, agents=_limits(agents))
+    _serve(workspace, workflows, agents=limits_of(agents))
     return 0
 
 
-def _limits(given: Sequence[str]) -> int | Mapping[str, int]:
+def limits_of(given: Sequence[str]) -> int | Mapping[str, int]:
     """`3`, or `claude=2 codex=1`."""
     limits: dict[str, int] = {}
     for one in given:
