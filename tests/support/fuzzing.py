@@ -70,7 +70,13 @@ def _something_of_everything(url: str, token: str) -> dict[str, object]:
         while not client.get("/v1/approvals").json():
             pass
         txids = [line["txid"] for line in client.get("/v1/runs/lakes/history").json() if line["txid"]]
-    return {"path.run_id": "rivers", "path.txid": txids[1], "path.agent_id": "lakes/3", "path.number": 4}
+    return {
+        "path.run_id": "rivers",
+        "path.txid": txids[1],
+        "path.agent_id": "lakes/3",
+        "path.number": 4,
+        "query.wait_s": 0,
+    }
 
 
 if __name__ == "__main__":

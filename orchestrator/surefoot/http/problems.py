@@ -25,6 +25,7 @@ from surefoot_storage import (
     InputError,
     SurefootError,
     UnknownId,
+    UnreadableFile,
     WorkspaceBusy,
     WorkspaceError,
 )
@@ -44,6 +45,7 @@ STATUS: tuple[tuple[type[SurefootError], int], ...] = (  # the first that fits
     (WorkspaceBusy, 503),
     (WorkspaceError, 503),
     (CommitError, 500),
+    (UnreadableFile, 409),  # an old version that was let go, say
     (InputError, 422),
 )
 

@@ -15,7 +15,7 @@ from surefoot_storage import Retention
 from . import shapes
 from .doors import Admin, Reader, TheEngine, Writer
 from .keys import KeyedRoute
-from .runs import Body, FilePath
+from .runs import Body, FilePath, Whole
 
 router = APIRouter(tags=["recovery"], route_class=KeyedRoute)
 DumpName = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,200}$")]
@@ -32,8 +32,8 @@ class Kept(Body):
     """What is kept of old versions."""
 
     days: float = Field(30.0, ge=0, le=36_500)
-    transactions: int = Field(1_000, ge=0, le=1_000_000)
-    size_bytes: int = Field(1 << 30, ge=0, le=1 << 50)
+    transactions: Whole = Field(1_000, ge=0, le=1_000_000)
+    size_bytes: Whole = Field(1 << 30, ge=0, le=1 << 50)
     dry_run: bool = True
 
 

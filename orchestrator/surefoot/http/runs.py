@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import anyio
 from fastapi import APIRouter, Path, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 from surefoot.engine import Engine
 from surefoot.facts import line_of
@@ -29,6 +29,8 @@ Input: TypeAlias = "dict[str, JsonValue] | None"
 State: TypeAlias = Literal["running", "waiting", "error", "paused", "completed", "cancelled"]
 # A name has at most 255 bytes on every filesystem that is supported.
 FilePath = Annotated[str, Field(max_length=2_000, pattern=r"^[^/\x00]{1,60}(/[^/\x00]{1,60})*$")]
+# JSON has one kind of number: 7.0 is a whole one.
+Whole = Annotated[int, BeforeValidator(lambda n: int(n) if isinstance(n, float) and n.is_integer() else n)]
 WAIT_S_MAX = 60.0
 
 
@@ -57,7 +59,7 @@ class NewRun(Body):
     input: Input = None
     run_id: Name | None = None
     queue: Name | None = Field("http", description="Which worker moves it on; null: whoever says `advance`.")
-    priority: int = Field(0, ge=-1_000_000, le=1_000_000)
+    priority: Whole = Field(0, ge=-1_000_000, le=1_000_000)
     lane: Line | None = None
     dedup: Line | None = None
     delay_s: float = Field(0.0, ge=0, le=1e8)
@@ -97,7 +99,7 @@ class Bulk(Body):
     states: list[State] = Field(min_length=1, max_length=6)
     workflow: Name | None = None
     queue: Name | None = None
-    limit: int = Field(1_000, ge=1, le=10_000)
+    limit: Whole = Field(1_000, ge=1, le=10_000)
     dry_run: bool = False
 
 

@@ -17,12 +17,13 @@ from surefoot.engine import Engine
 from . import shapes
 from .doors import Reader, TheEngine, may_listen
 from .live import PIECE, Feed
+from .runs import NAME
 
 router = APIRouter(tags=["live"])
 HEARTBEAT_S = 15.0
 CURSOR_MAX = (1 << 53) - 1
 Cursor = Annotated[int, Query(ge=0, le=CURSOR_MAX, description="The sequence of the last event one has.")]
-RunName = Annotated[str | None, Query(max_length=128, description="Only of this run.")]
+RunName = Annotated[str | None, Query(pattern=NAME, description="Only of this run.")]
 
 
 @router.get("/events", operation_id="list_events", responses=shapes.shown(list[shapes.Event]))
