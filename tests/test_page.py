@@ -270,3 +270,71 @@ def test_what_is_vendored_is_what_its_notice_says():
     notice = (folder / "NOTICE.md").read_text()
     for name in ("htmx.min.js", "htmx-sse.min.js"):
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() in notice
+
+
+def test_a_preview_is_committed_as_it_was_shown_and_a_request_is_handed_on(page, server, root):
+    body = {"workflow": "article", "run_id": "seen", "input": {}, "queue": None}
+    assert server.client.post("/v1/runs", json=body).status_code == 201
+    page.goto("/runs/seen")
+    page.get_by_role("button", name="Preview next step").click()
+    page.get_by_text("+# rivers").wait_for()
+    assert not (root / "articles/seen/brief.md").exists()
+    page.get_by_role("button", name="Do exactly this").click()
+    page.get_by_text("step begin").first.wait_for()
+    assert (root / "articles/seen/brief.md").exists()
+    start(server)
+    wait_for(server, "rivers", "waiting")
+    page.goto("/approvals/rivers/4")
+    page.get_by_label("Who are you?").fill("ann")
+    page.get_by_text("Let somebody else decide").click()
+    page.get_by_label("Who?", exact=True).fill("carl")
+    page.get_by_role("button", name="Delegate").click()
+    page.get_by_role("heading", name="Your answer is kept").wait_for()
+    page.goto("/approvals/rivers/4")
+    page.get_by_text("carl (open)").wait_for()
+    assert page.errors == []
+
+
+def test_what_was_left_by_failures_is_mended_on_the_page(browser, root):
+    from surefoot import Engine, Retry, Workflow
+    from surefoot.dumping import write_dump
+    from surefoot.rows import Record
+
+    flow = Workflow("told", directory="{run_id}")
+
+    @flow.step
+    def write(tx, _given):
+        tx.write_text("a.txt", "a")
+
+    @write.effect(retry=Retry(attempts=1))
+    def tell(done):
+        raise OSError("nobody there")
+
+    with Engine(root, [flow], resume=False) as engine:
+        engine.run(flow, run_id="one").wait()
+        engine.deliver().wait()
+        write_dump(engine._the_open.records.dumps, [Record("s", 1, "note", "", 1.0, {"n": 1})], "full", 1.0)
+    (root / "one/a.txt").write_text("edited")
+    with served(root) as server:
+        start_at = httpx.post(
+            f"{server.url}/v1/runs", json={"workflow": "article", "run_id": "q", "input": {}}
+        )
+        assert start_at.status_code == 201
+        page = browser.new_page(base_url=server.url)
+        page.goto("/queues")
+        page.get_by_text("OSError: nobody there").wait_for()
+        page.get_by_role("button", name="Send again").click()
+        page.get_by_text("Every message was delivered, or is on its way.").wait_for()
+        page.get_by_role("button", name="Replay").click()
+        page.get_by_text(".replayed").wait_for()
+        page.get_by_role("button", name="Pause").first.click()
+        page.get_by_role("button", name="Resume").first.click()
+        page.get_by_role("button", name="Pause").first.wait_for()
+        page.goto("/recovery")
+        page.get_by_role("button", name="Verify every committed file").click()
+        page.get_by_role("heading", name="1 difference(s)").wait_for()
+        page.goto("/figures")
+        page.get_by_role("img", name="steps by half hour").wait_for()
+        page.close()
+    with Engine(root, resume=False) as engine:
+        assert [record.data for record in engine.records.find(kind="note").wait()] == [{"n": 1}]
