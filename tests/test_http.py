@@ -498,6 +498,20 @@ async def test_nobody_asks_more_often_than_the_limit(engine):
     assert answers[-1].headers["retry-after"]
 
 
+async def test_no_more_live_connections_than_the_limit(engine):
+    async with client_of(engine, Options(limits=Taken(streams_max=0))) as client:
+        answer = await client.get("/v1/events/stream")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+
+
+async def test_a_form_with_any_characters_in_its_token_is_refused_and_no_error_of_ours(client):
+    await client.get("/login")
+    for token in ("", "wrong", "%C3%A9"):
+        form = f"csrf={token}&token=x"
+        kind = {"content-type": "application/x-www-form-urlencoded"}
+        assert (await client.post("/login", content=form, headers=kind)).status_code == 403
+
+
 async def test_every_answer_says_what_a_browser_may_do_with_it(client):
     for path in ("/v1/runs", "/v1/none", "/none", "/"):
         headers = (await client.get(path)).headers
