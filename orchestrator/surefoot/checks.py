@@ -92,3 +92,11 @@ def _refused(
         expected=f"{name}: {expected}",
         found=shown(value),
     )
+
+
+def missing(operation: str, extra: str, error: ModuleNotFoundError) -> InputError:
+    """What needs an extra that is not installed says which."""
+    return InputError(
+        operation, "", expected=f"the extra {extra}", found=f"no module {error.name!r}",
+        hint=f'pip install "surefoot[{extra}]"',
+    )  # fmt: skip

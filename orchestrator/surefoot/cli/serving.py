@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from surefoot import checks
 from surefoot.engine import Engine
 from surefoot.loader import load_model, load_workflow
 from surefoot_storage import InputError
@@ -40,10 +41,7 @@ def serve(
         from surefoot.http.security import Limits
         from surefoot.http.serving import serve as serving
     except ModuleNotFoundError as error:
-        raise InputError(
-            "serve", "", expected="the extra http", found=f"no module {error.name!r}",
-            hint='pip install "surefoot[http]"',
-        ) from error  # fmt: skip
+        raise checks.missing("serve", "http", error) from error
     import anyio
 
     models = dict(_named(one) for one in configs)
@@ -78,10 +76,7 @@ def mcp(references: tuple[str, ...], *, decide: bool, workspace: str, as_json: b
     try:
         from surefoot.mcp.serving import serve_stdio
     except ModuleNotFoundError as error:
-        raise InputError(
-            "serve mcp", "", expected="the extra mcp", found=f"no module {error.name!r}",
-            hint='pip install "surefoot[mcp]"',
-        ) from error  # fmt: skip
+        raise checks.missing("serve mcp", "mcp", error) from error
     import os
 
     import anyio

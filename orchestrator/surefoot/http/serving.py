@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import uvicorn
 
+from surefoot import checks
 from surefoot.declare import Workflow
 from surefoot.engine import Engine
 from surefoot_storage import InputError
@@ -79,10 +80,7 @@ def _traced(engine: Engine, otlp: str) -> Any:
 
         from surefoot.tracing import Tracing
     except ModuleNotFoundError as error:
-        raise InputError(
-            "serve", "--otlp", expected="the extra otel", found=f"no module {error.name!r}",
-            hint='pip install "surefoot[otel]"',
-        ) from error  # fmt: skip
+        raise checks.missing("serve", "otel", error) from error
     return Tracing(engine, BatchSpanProcessor(OTLPSpanExporter(endpoint=otlp)))
 
 
